@@ -1,0 +1,42 @@
+"""Convolutional blocks of the autoencoder (Razavi et al. 2019, section 3.1 and appendix A)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x))))."""
+
+    def __init__(self, channels: int, residual_channels: int):
+        super().__init__()
+        self.spread = nn.Conv2d(channels, residual_channels, 3, padding=1)
+        self.merge = nn.Conv2d(residual_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.merge(F.relu(self.spread(F.relu(x))))
+
+
+def encoder(in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int) -> nn.Sequential:
+    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), the sides halved by each strided convolution."""
+    halvings = ratio.bit_length() - 1
+    widths = [in_channels, hidden_channels // 2] + [hidden_channels] * (halvings - 1)
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(widths, widths[1:], strict=False):
+        layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
+    layers.append(nn.Conv2d(widths[-1], hidden_channels, 3, padding=1))
+    layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+def decoder(
+    in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int, out_channels: int
+) -> nn.Sequential:
+    """(B, in_channels, H, W) -> (B, out_channels, H * ratio, W * ratio), the mirror image of `encoder`."""
+    doublings = ratio.bit_length() - 1
+    widths = [hidden_channels] * (doublings - 1) + [hidden_channels // 2] * (doublings > 1) + [out_channels]
+    widths = [hidden_channels, *widths][-doublings - 1 :]
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden_channels, 3, padding=1)]
+    layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
+    for wide, narrow in zip(widths, widths[1:], strict=False):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+    return nn.Sequential(*layers)

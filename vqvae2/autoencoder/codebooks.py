@@ -1,0 +1,205 @@
+"""What keeps codebooks alive: the start from data, the moving average (Oord et al. 2017, appendix A.1), revival.
+
+Every decision depends on (seed, step, level, place in the global batch) alone, and every sum goes over all processes, so that the
+codebooks are the same on each of them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.autoencoder.quantiser import Quantised, nearest_codes
+from vqvae2.seeding import keyed_generator
+
+VECTORS_PER_CODE = 64  # that k-means looks at
+KMEANS_ITERATIONS = 10
+EMPTY = 1e-6  # a code with a smaller moving count keeps its vector: it has nothing to average
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,). Empty centres move to random vectors."""
+    order = torch.randperm(len(vectors), generator=generator)
+    centres = vectors[order[torch.arange(k) % len(vectors)]]
+    for iteration in range(KMEANS_ITERATIONS):
+        counts, sums = count_and_sum(vectors, nearest_codes(vectors, centres), k)
+        centres = sums / counts.clamp(min=1)[:, None]
+        empty = counts == 0
+        if iteration + 1 < KMEANS_ITERATIONS:
+            centres[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),), generator=generator)]
+    centres[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),), generator=generator)]
+    return centres, counts
+
+
+def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """How many of `vectors` (N, D) have each code (N,), and their sum: (k,), (k, D)."""
+    counts = torch.zeros(k, dtype=vectors.dtype, device=vectors.device)
+    counts.index_add_(0, codes, torch.ones_like(codes, dtype=vectors.dtype))
+    sums = torch.zeros(k, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+    return counts, sums.index_add_(0, codes, vectors)
+
+
+class Picks(NamedTuple):
+    """Vectors to be taken from a global batch of features: for each, the image's place in the batch and the place in the image."""
+
+    positions: Tensor
+    places: Tensor
+
+
+def draw_picks(count: int, batch_size: int, places: int, generator: torch.Generator) -> Picks:
+    """`count` places in a global batch, drawn at random."""
+    flat = torch.randint(batch_size * places, (count,), generator=generator)
+    return Picks(flat // places, flat % places)
+
+
+def take(picks: Picks, features: Tensor, positions: Tensor, batch_size: int) -> Tensor:
+    """The picked vectors that lie in this process's `features` (B, D, H, W), zero for the others: (count, D)."""
+    row_of = torch.full((batch_size,), -1).index_put_((positions.cpu(),), torch.arange(len(positions)))
+    rows = row_of[picks.positions].to(features.device)
+    places = picks.places.to(features.device)
+    here = rows >= 0
+    vectors = rearrange(features, "b d h w -> b (h w) d")[rows.clamp(min=0), places]
+    return torch.where(here[:, None], vectors, 0)
+
+
+class _Level:
+    """Moving average and usage of one level's codebook."""
+
+    def __init__(self, codebook: Tensor):
+        self.codebook = codebook
+        size = len(codebook)
+        self.average_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
+        self.average_sum = torch.zeros_like(codebook)
+        self.window_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was seen since the last update."""
+        self.count = torch.zeros_like(self.average_count)
+        self.sum = torch.zeros_like(self.average_sum)
+        self.candidates = torch.zeros_like(self.codebook)
+
+
+class Codebooks:
+    """The codebooks of an autoencoder while it is trained: call `observe` after each forward pass and `update` once a step."""
+
+    def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
+        """`batch_size`: of the global batch, in images."""
+        config = autoencoder.config
+        self.autoencoder = autoencoder
+        self.batch_size = batch_size
+        self.seed = seed
+        self.ema = config.codebook_update == "ema"
+        self.decay = config.ema_decay
+        self.window_steps = -(-config.revival_window_images // batch_size)
+        self.levels = [_Level(quantiser.codebook.data) for quantiser in autoencoder.quantisers]
+
+    @torch.no_grad()
+    def start(self, batches: list[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
+        """Set every codebook to the k-means centres of its level's features, coarsest level first: finer features depend on it.
+
+        Args:
+            batches: for each of the first global batches, this process's (images, positions) of each accumulation step.
+            reduce: sum over all processes.
+        """
+        for i, level in enumerate(self.levels):
+            codebook_size = len(level.codebook)
+            generator = keyed_generator(self.seed, "k-means", i)
+            gathered = []
+            wanted = VECTORS_PER_CODE * codebook_size
+            for parts in batches:
+                vectors, places = 0, 0
+                picks = None
+                for images, positions in parts:
+                    features = self.autoencoder(images).quantised[i].features
+                    if picks is None:
+                        places = features.shape[2] * features.shape[3]
+                        picks = draw_picks(min(wanted, self.batch_size * places), self.batch_size, places, generator)
+                    vectors = vectors + take(picks, features, positions, self.batch_size)
+                gathered.append(reduce(vectors).cpu())
+                wanted -= len(gathered[-1])
+                if wanted <= 0:
+                    break
+            centres, counts = k_means(torch.cat(gathered), codebook_size, generator)
+            level.codebook.copy_(centres)
+            level.average_count.copy_(counts * (self.batch_size * places / counts.sum()))
+            level.average_sum.copy_(level.codebook * level.average_count[:, None])
+
+    @torch.no_grad()
+    def observe(self, quantised: list[Quantised], positions: Tensor, step: int) -> None:
+        """Take note of the features of one forward pass; `positions` (B,): its images' places in the global batch."""
+        for i, (level, result) in enumerate(zip(self.levels, quantised, strict=True)):
+            flat = rearrange(result.features, "b d h w -> (b h w) d")
+            count, total = count_and_sum(flat, result.codes.flatten(), len(level.codebook))
+            level.count += count
+            level.sum += total
+            if self._revives(step):
+                places = result.codes[0].numel()
+                generator = keyed_generator(self.seed, "revival", step, i)
+                picks = draw_picks(len(level.codebook), self.batch_size, places, generator)
+                level.candidates += take(picks, result.features, positions, self.batch_size)
+
+    @torch.no_grad()
+    def update(self, step: int, applied: Tensor, reduce: Reduce) -> None:
+        """End a step: sum over all processes, move the averages, revive what stayed unused over the window.
+
+        Args:
+            applied: bool scalar on the device; where false nothing changes.
+            reduce: sum over all processes; called once.
+        """
+        revives = self._revives(step)
+        parts = [t for x in self.levels for t in (x.count, x.sum, *([x.candidates] if revives else []))]
+        summed = reduce(torch.cat([t.flatten() for t in parts])).split([t.numel() for t in parts])
+        sums = iter(summed)
+        for level in self.levels:
+            level.count, level.sum = next(sums), next(sums).view_as(level.sum)
+            _keep(level.window_count, level.window_count + level.count, applied)
+            if self.ema:
+                self._move_average(level, applied)
+            if revives:
+                self._revive(level, next(sums).view_as(level.codebook), applied)
+            level.clear()
+
+    def _move_average(self, level: _Level, applied: Tensor) -> None:
+        """N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum, e = m / N.
+
+        Both averages start together, so that their ratio needs no correction for a start at zero.
+        """
+        _keep(level.average_count, level.average_count.lerp(level.count, 1 - self.decay), applied)
+        _keep(level.average_sum, level.average_sum.lerp(level.sum, 1 - self.decay), applied)
+        count = level.average_count[:, None]
+        mean = level.average_sum / count.clamp(min=EMPTY)
+        level.codebook.copy_(torch.where(count > EMPTY, mean, level.codebook))
+
+    def _revive(self, level: _Level, candidates: Tensor, applied: Tensor) -> None:
+        dead = (level.window_count == 0) & applied
+        level.codebook.copy_(torch.where(dead[:, None], candidates, level.codebook))
+        level.average_count.copy_(torch.where(dead, torch.ones_like(level.average_count), level.average_count))
+        level.average_sum.copy_(torch.where(dead[:, None], candidates, level.average_sum))
+        _keep(level.window_count, torch.zeros_like(level.window_count), applied)
+
+    def _revives(self, step: int) -> bool:
+        return self.window_steps > 0 and (step + 1) % self.window_steps == 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs besides the codebooks."""
+        return {
+            f"{name}.{key}": getattr(level, key)
+            for name, level in zip(self.autoencoder.names, self.levels, strict=True)
+            for key in ("average_count", "average_sum", "window_count")
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up `state` again."""
+        for key, tensor in self.state().items():
+            tensor.copy_(state[key])
+
+
+def _keep(target: Tensor, value: Tensor, applied: Tensor) -> None:
+    """target <- value where the step was applied."""
+    target.copy_(torch.where(applied, value, target))

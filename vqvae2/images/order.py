@@ -1,0 +1,67 @@
+"""Step-indexed order: which images form the batch of a step is a function of (seed, step) alone."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from vqvae2.seeding import keyed_generator
+
+
+class Item(NamedTuple):
+    """One place in a batch: which image, at which step, and where in the global batch."""
+
+    index: int
+    step: int
+    position: int
+
+
+class StepOrder(Sampler[list[Item]]):
+    """Batches of one process from `first_step` to `total_steps`, one for each accumulation step.
+
+    The images follow one another in a permutation for each epoch, drawn from (seed, epoch); batches run across its end,
+    so that no image is left out. The global batch is dealt out in order: accumulation step, process, place.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        total_steps: int,
+        accumulation: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = range(first_step, total_steps)
+        self.accumulation = accumulation
+        self.process = process
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        share = self.batch_size // (self.accumulation * self.processes)
+        epoch, permutation = -1, None
+        for step in self.steps:
+            for part in range(self.accumulation):
+                first = (part * self.processes + self.process) * share
+                items = []
+                for position in range(first, first + share):
+                    place = step * self.batch_size + position
+                    if place // self.num_images != epoch:
+                        epoch = place // self.num_images
+                        permutation = epoch_order(self.num_images, self.seed, epoch)
+                    items.append(Item(permutation[place % self.num_images], step, position))
+                yield items
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of the images in one epoch."""
+    return torch.randperm(num_images, generator=keyed_generator(seed, "order", epoch)).tolist()

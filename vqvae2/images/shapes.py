@@ -1,0 +1,91 @@
+"""The embedded data set: shapes drawn from (seed, index), so that everything can be tried without a file or a network."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vqvae2.seeding import derive_seed
+
+CLASSES = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
+SUPERSAMPLING = 4  # the outline is drawn this many times larger and averaged down
+
+
+def draw(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]) -> Image.Image:
+    """An RGB picture of one shape of class `label`; everything else about it is drawn from `key`."""
+    random = np.random.default_rng(derive_seed("shapes", *key))
+    height, width = height_width
+    coverage = _coverage(CLASSES[label], random, height, width)[..., None]
+    ground_colour = random.uniform(0.05, 0.95, 3)
+    ground = _texture(random, height, width, ground_colour, strength=0.12)
+    figure = _texture(random, height, width, _contrasting(random, ground_colour), strength=0.08)
+    pixels = ground + coverage * (figure - ground)
+    return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _coverage(name: str, random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Share of each pixel that the shape covers, (height, width) in [0, 1]."""
+    side = min(height, width)
+    radius = random.uniform(0.26, 0.40) * side
+    centre = [random.uniform(radius + 1, extent - radius - 1) for extent in (width, height)]
+    turn = random.uniform(-math.pi, math.pi) if name in ("crescent", "star") else random.uniform(-0.4, 0.4)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+
+    canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    pen = ImageDraw.Draw(canvas)
+    for outline, fill in _outlines(name):
+        points = (outline @ rotation.T * radius + centre) * SUPERSAMPLING
+        pen.polygon([tuple(point) for point in points], fill=fill)
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
+    """Polygons inside the unit circle, y downwards, to be filled one after the other with 255 (shape) or 0 (hole)."""
+    angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if name == "circle":
+        return [(circle * 0.95, 255)]
+    if name == "ring":
+        return [(circle, 255), (circle * 0.55, 0)]
+    if name == "crescent":
+        return [(circle, 255), (circle * 0.85 + [0.45, 0.0], 0)]
+    if name == "heart":
+        x = 16 * np.sin(angle) ** 3
+        y = 13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)
+        return [(np.stack([x, -y], axis=1) / 16.5, 255)]
+    if name == "star":
+        return [(_star(points=5, inner=0.42), 255)]
+    if name == "cross":
+        a, b = 0.98, 0.30
+        corners = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        return [(np.array(corners), 255)]
+    sides = {"triangle": 3, "square": 4}[name]
+    corners = np.arange(sides) * 2 * math.pi / sides + (math.pi / 4 if sides == 4 else -math.pi / 2)
+    return [(np.stack([np.cos(corners), np.sin(corners)], axis=1), 255)]
+
+
+def _star(points: int, inner: float) -> np.ndarray:
+    angle = np.arange(2 * points) * math.pi / points - math.pi / 2
+    radius = np.where(np.arange(2 * points) % 2 == 0, 1.0, inner)
+    return np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1)
+
+
+def _contrasting(random: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+    """A colour that stands out from `colour`."""
+    while True:
+        other = random.uniform(0.05, 0.95, 3)
+        if np.abs(other - colour).max() > 0.5:
+            return other
+
+
+def _texture(
+    random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float
+) -> np.ndarray:
+    """A soft gradient over `colour`, on half of the pictures with stripes as well: (height, width, 3)."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    direction = random.uniform(0, 2 * math.pi)
+    along = (x - 0.5) * math.cos(direction) + (y - 0.5) * math.sin(direction)
+    shade = 2 * strength * along
+    if random.random() < 0.5:
+        shade = shade + strength * np.sin(2 * math.pi * random.uniform(2, 5) * along + random.uniform(0, 2 * math.pi))
+    return colour + shade[..., None]

@@ -1,0 +1,142 @@
+"""Sets of images by name: what a set holds, and how one image of it is loaded."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torchvision.datasets
+from torch import Tensor
+
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images.decode import to_tensor
+from vqvae2.images.folder import list_folder, load_file, split
+from vqvae2.images.shapes import CLASSES, draw
+
+SHAPES_TRAIN = 20_000
+SHAPES_VALIDATION = 512
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size with their labels and names.
+
+    Attributes:
+        classes: names of the classes, in the order of their labels; empty where there are none.
+        labels: class index of each image, NO_LABEL where there are no classes.
+        names: a name for each image: the path below its folder, or its index.
+        load: index -> uint8 (C, H, W).
+    """
+
+    classes: list[str]
+    labels: list[int]
+    names: list[str]
+    load: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Splits(NamedTuple):
+    """The training and the held-out images of a run."""
+
+    train: ImageSet
+    validation: ImageSet
+
+
+def open_images(images: ImagesConfig, seed: int) -> Splits:
+    """The images that the configuration names; nothing is decoded yet.
+
+    Raises:
+        UserError: a folder or data set is missing, empty, or leaves no image after the split.
+    """
+    if images.source == "shapes":
+        count = images.max_images or SHAPES_TRAIN
+        return Splits(_shapes(images, seed, "train", count), _shapes(images, seed, "validation", SHAPES_VALIDATION))
+    splits = _folder(images, seed) if images.source == "folder" else _torchvision(images, seed)
+    if images.max_images is None or images.max_images >= len(splits.train):
+        return splits
+    kept, _ = split(splits.train.labels, images.max_images, seed)
+    return Splits(_subset(splits.train, kept), splits.validation)
+
+
+def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
+    def load(index: int) -> Tensor:
+        return to_tensor(draw((seed, part, index), index % len(CLASSES), images.height_width), images.height_width, images.channels)
+
+    labels = [i % len(CLASSES) for i in range(count)]
+    return ImageSet(list(CLASSES), labels, [f"{part}_{i:06d}" for i in range(count)], load)
+
+
+def _folder(images: ImagesConfig, seed: int) -> Splits:
+    root = Path(images.root)
+    listing = list_folder(root)
+    train = _files(images, root, listing.classes, listing.labels, listing.names)
+    if images.validation_root is None:
+        return _split(train, images, seed)
+    held_out_root = Path(images.validation_root)
+    held_out = list_folder(held_out_root)
+    unknown = sorted(set(held_out.classes) - set(listing.classes))
+    if unknown or bool(held_out.classes) != bool(listing.classes):
+        raise UserError(
+            f"{held_out_root}: its class folders {held_out.classes} must be among those of {root}: {listing.classes}"
+        )
+    labels = [listing.classes.index(held_out.classes[x]) if x != NO_LABEL else x for x in held_out.labels]
+    return Splits(train, _files(images, held_out_root, listing.classes, labels, held_out.names))
+
+
+def _files(images: ImagesConfig, root: Path, classes: list[str], labels: list[int], names: list[str]) -> ImageSet:
+    def load(index: int) -> Tensor:
+        return load_file(root / names[index], images.height_width, images.channels)
+
+    return ImageSet(classes, labels, names, load)
+
+
+def _torchvision(images: ImagesConfig, seed: int) -> Splits:
+    name = images.source.removeprefix("torchvision:")
+    constructor = getattr(torchvision.datasets, name, None)
+    if not inspect.isclass(constructor):
+        raise UserError(f"images.source: torchvision.datasets has no {name}: look at torchvision's list of data sets")
+    accepted = inspect.signature(constructor).parameters
+    common = {"root": images.root or "data", "download": True}
+    common = {key: value for key, value in common.items() if key in accepted}
+    try:
+        if "train" in accepted:
+            return Splits(*(_wrap(images, constructor(**common, train=x)) for x in (True, False)))
+        if "split" in accepted:
+            return Splits(*(_wrap(images, constructor(**common, split=x)) for x in ("train", "test")))
+        return _split(_wrap(images, constructor(**common)), images, seed)
+    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        where = f" (images.root: {common['root']})" if "root" in common else ""
+        raise UserError(f"torchvision's {name} cannot be opened{where}: {error}") from error
+
+
+def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> ImageSet:
+    targets = getattr(dataset, "targets", None)
+    labels = [int(x) for x in (targets if targets is not None else (dataset[i][1] for i in range(len(dataset))))]
+    classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
+
+    def load(index: int) -> Tensor:
+        return to_tensor(dataset[index][0], images.height_width, images.channels)
+
+    return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], load)
+
+
+def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
+    """Hold out `validation_fraction` of the images."""
+    held_out_count = round(len(images) * config.validation_fraction)
+    if not 0 < held_out_count < len(images):
+        raise UserError(
+            f"images.validation_fraction: {config.validation_fraction} of {len(images)} images holds out "
+            f"{held_out_count}: both sets need at least one image; give more images or another fraction"
+        )
+    kept, held_out = split(images.labels, len(images) - held_out_count, seed)
+    return Splits(_subset(images, kept), _subset(images, held_out))
+
+
+def _subset(images: ImageSet, indices: list[int]) -> ImageSet:
+    labels, names = [images.labels[i] for i in indices], [images.names[i] for i in indices]
+    return ImageSet(images.classes, labels, names, lambda index: images.load(indices[index]))

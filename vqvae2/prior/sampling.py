@@ -1,0 +1,93 @@
+"""Ancestral sampling: codes one after another, each from the prior's distribution given those before it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqvae2.prior.prior import Cache, Prior
+from vqvae2.seeding import keyed_generator
+
+
+@dataclass(frozen=True)
+class Controls:
+    """How codes are drawn from the logits.
+
+    Attributes:
+        temperature: divides the logits; below 1 for likelier, less varied codes.
+        top_k: draw only from the k likeliest codes; None: from all.
+        top_p: draw only from the likeliest codes that together hold this much of the probability; None: from all.
+        guidance: 1: none; above 1 the label counts for more (classifier-free guidance, Ho and Salimans 2022, equation 6 with
+            w = guidance - 1).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+
+
+def image_uniforms(seed: int, image: int, level: str, positions: int) -> Tensor:
+    """One uniform number in [0, 1) for each position of one image's level: a function of (seed, image, level, position) alone."""
+    return torch.rand(positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
+
+
+def restrict(logits: Tensor, controls: Controls) -> Tensor:
+    """Logits (B, K) after temperature, top-k and top-p; what may not be drawn is -inf."""
+    logits = logits / controls.temperature
+    if controls.top_k is not None and controls.top_k < logits.shape[1]:
+        least = logits.topk(controls.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if controls.top_p is not None and controls.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        probabilities = ordered.softmax(1)
+        before = probabilities.cumsum(1) - probabilities  # held by likelier codes; the likeliest one always stays
+        unlikely = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= controls.top_p)
+        logits = logits.masked_fill(unlikely, -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Codes (B,) at which the cumulative probabilities of `logits` (B, K) pass `uniforms` (B,)."""
+    cumulative = logits.double().softmax(1).cumsum(1)
+    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+@torch.inference_mode()
+def sample_codes(
+    prior: Prior,
+    uniforms: Tensor,
+    coarser: dict[str, Tensor] | None = None,
+    labels: Tensor | None = None,
+    controls: Controls = Controls(),  # noqa: B008 (frozen)
+    progress: Callable[[int], object] = lambda codes: None,
+) -> Tensor:
+    """Draw the codes of one level: (B, H, W) int64.
+
+    Args:
+        prior: of the level, in eval mode.
+        uniforms: (B, H * W) float64, one number a code.
+        coarser: codes of each coarser level by name.
+        labels: (B,) int64; None: not given.
+        controls: temperature and the like.
+        progress: called with the number of codes drawn since the last call.
+    """
+    batch = len(uniforms)
+    height, width = prior.shape.height, prior.shape.width
+    caches = [Cache(prior, batch, coarser, labels)]
+    if controls.guidance != 1:
+        caches.append(Cache(prior, batch, coarser, None))
+    codes = torch.zeros(batch, height, width, dtype=torch.long, device=uniforms.device)
+    for row in range(height):
+        for cache in caches:
+            cache.begin_row(row)
+        for column in range(width):
+            logits = [cache.logits(column).float() if uniforms.is_cuda else cache.logits(column).double() for cache in caches]
+            mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
+            chosen = draw(restrict(mixed, controls), uniforms[:, row * width + column])
+            for cache in caches:
+                cache.write(chosen)
+            codes[:, row, column] = chosen
+        progress(width)
+    return codes
