@@ -244,9 +244,7 @@ def _requirements(config: Config) -> Iterator[Requirement]:
     yield from _train_requirements("stage1", config.stage1)
     yield _at_least("stage2.batch_size", config.stage2.batch_size, 1)
     names = [x.name for x in config.autoencoder.levels]
-    yield Requirement(
-        set(names) == set(config.priors), "priors", sorted(config.priors), f"one entry for each level, here {names}"
-    )
+    yield Requirement(set(names) == set(config.priors), "priors", sorted(config.priors), f"one entry for each level, here {names}")
     for name, prior in config.priors.items():
         yield from _prior_requirements(f"priors.{name}", prior, coarsest=names[:1] == [name])
         yield from _train_requirements(f"priors.{name}.train", prior.train)
@@ -293,9 +291,7 @@ def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requir
     yield Requirement(len(set(names)) == len(names), "autoencoder.levels", names, "a different name for each level")
     for i, level in enumerate(levels):
         key = f"autoencoder.levels[{i}]"
-        yield Requirement(
-            re.fullmatch(r"[A-Za-z]\w*", level.name) is not None, f"{key}.name", level.name, "letters, digits and _"
-        )
+        yield Requirement(re.fullmatch(r"[A-Za-z]\w*", level.name) is not None, f"{key}.name", level.name, "letters, digits and _")
         power = level.stride >= 2 and level.stride & (level.stride - 1) == 0
         yield Requirement(power, f"{key}.stride", level.stride, "a power of two, 2 or more")
         if i > 0:

@@ -92,9 +92,7 @@ class Autoencoder(nn.Module):
         Levels may be left out from the finest up: the mean of their codebook then stands at each of their positions.
         """
         context = None
-        for name, level, quantiser, decode in zip(
-            self.names, self.config.levels, self.quantisers, self.decoders, strict=True
-        ):
+        for name, level, quantiser, decode in zip(self.names, self.config.levels, self.quantisers, self.decoders, strict=True):
             if name in codes:
                 vectors = quantiser.look_up(codes[name])
             else:

@@ -4,7 +4,7 @@ Every decision depends on (seed, step, level, place in the global batch) alone, 
 codebooks are the same on each of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -100,35 +100,40 @@ class Codebooks:
         self.levels = [_Level(quantiser.codebook.data) for quantiser in autoencoder.quantisers]
 
     @torch.no_grad()
-    def start(self, batches: list[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
+    def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
         """Set every codebook to the k-means centres of its level's features, coarsest level first: finer features depend on it.
 
         Args:
-            batches: for each of the first global batches, this process's (images, positions) of each accumulation step.
+            batches: the first global batches, as many as it takes: of each, this process's (images, positions) by accumulation step.
             reduce: sum over all processes.
         """
+        read: list[list[tuple[Tensor, Tensor]]] = []
         for i, level in enumerate(self.levels):
             codebook_size = len(level.codebook)
             generator = keyed_generator(self.seed, "k-means", i)
-            gathered = []
-            wanted = VECTORS_PER_CODE * codebook_size
-            for parts in batches:
-                vectors, places = 0, 0
-                picks = None
-                for images, positions in parts:
-                    features = self.autoencoder(images).quantised[i].features
-                    if picks is None:
-                        places = features.shape[2] * features.shape[3]
-                        picks = draw_picks(min(wanted, self.batch_size * places), self.batch_size, places, generator)
-                    vectors = vectors + take(picks, features, positions, self.batch_size)
-                gathered.append(reduce(vectors).cpu())
-                wanted -= len(gathered[-1])
-                if wanted <= 0:
-                    break
-            centres, counts = k_means(torch.cat(gathered), codebook_size, generator)
+            missing = VECTORS_PER_CODE * codebook_size
+            drawn: list[Tensor] = []
+            while missing > 0:
+                if len(drawn) == len(read):
+                    read.append(next(batches))
+                vectors, places = self._draw(read[len(drawn)], i, missing, generator)
+                drawn.append(reduce(vectors).cpu())
+                missing -= len(vectors)
+            centres, counts = k_means(torch.cat(drawn), codebook_size, generator)
             level.codebook.copy_(centres)
             level.average_count.copy_(counts * (self.batch_size * places / counts.sum()))
             level.average_sum.copy_(level.codebook * level.average_count[:, None])
+
+    def _draw(self, parts: list[tuple[Tensor, Tensor]], i: int, count: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """At most `count` of level i's features in one global batch, as far as they lie here, and the codes an image has."""
+        vectors: Tensor | float = 0.0
+        picks = None
+        for images, positions in parts:
+            features = self.autoencoder(images).quantised[i].features
+            places = features.shape[2] * features.shape[3]
+            picks = picks or draw_picks(min(count, self.batch_size * places), self.batch_size, places, generator)
+            vectors = vectors + take(picks, features, positions, self.batch_size)
+        return vectors, places
 
     @torch.no_grad()
     def observe(self, quantised: list[Quantised], positions: Tensor, step: int) -> None:

@@ -68,9 +68,3 @@ def load_batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch
-
-
-def in_order(indices: Sequence[int], batch_size: int) -> list[list[Item]]:
-    """Batches of the given images one after the other, the last one as short as it comes."""
-    items = [Item(index, 0, position) for position, index in enumerate(indices)]
-    return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]

@@ -1,6 +1,7 @@
 """Step-indexed order: which images form the batch of a step is a function of (seed, step) alone."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class Item(NamedTuple):
 
 
 class StepOrder(Sampler[list[Item]]):
-    """Batches of one process from `first_step` to `total_steps`, one for each accumulation step.
+    """Batches of one process from `first_step` on without end, one for each accumulation step.
 
     The images follow one another in a permutation for each epoch, drawn from (seed, epoch); batches run across its end,
     so that no image is left out. The global batch is dealt out in order: accumulation step, process, place.
@@ -30,7 +31,6 @@ class StepOrder(Sampler[list[Item]]):
         batch_size: int,
         seed: int,
         first_step: int,
-        total_steps: int,
         accumulation: int = 1,
         process: int = 0,
         processes: int = 1,
@@ -38,18 +38,15 @@ class StepOrder(Sampler[list[Item]]):
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
-        self.steps = range(first_step, total_steps)
+        self.first_step = first_step
         self.accumulation = accumulation
         self.process = process
         self.processes = processes
 
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulation
-
     def __iter__(self) -> Iterator[list[Item]]:
         share = self.batch_size // (self.accumulation * self.processes)
         epoch, permutation = -1, None
-        for step in self.steps:
+        for step in itertools.count(self.first_step):
             for part in range(self.accumulation):
                 first = (part * self.processes + self.process) * share
                 items = []
@@ -65,3 +62,9 @@ class StepOrder(Sampler[list[Item]]):
 def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
     """The permutation of the images in one epoch."""
     return torch.randperm(num_images, generator=keyed_generator(seed, "order", epoch)).tolist()
+
+
+def in_order(indices: Sequence[int], batch_size: int) -> list[list[Item]]:
+    """Batches of the given images one after the other, the last one as short as it comes."""
+    items = [Item(index, 0, position) for position, index in enumerate(indices)]
+    return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]

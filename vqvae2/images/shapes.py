@@ -57,7 +57,20 @@ def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
         return [(_star(points=5, inner=0.42), 255)]
     if name == "cross":
         a, b = 0.98, 0.30
-        corners = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        corners = [
+            (-b, -a),
+            (b, -a),
+            (b, -b),
+            (a, -b),
+            (a, b),
+            (b, b),
+            (b, a),
+            (-b, a),
+            (-b, b),
+            (-a, b),
+            (-a, -b),
+            (-b, -b),
+        ]
         return [(np.array(corners), 255)]
     sides = {"triangle": 3, "square": 4}[name]
     corners = np.arange(sides) * 2 * math.pi / sides + (math.pi / 4 if sides == 4 else -math.pi / 2)
@@ -74,13 +87,11 @@ def _contrasting(random: np.random.Generator, colour: np.ndarray) -> np.ndarray:
     """A colour that stands out from `colour`."""
     while True:
         other = random.uniform(0.05, 0.95, 3)
-        if np.abs(other - colour).max() > 0.5:
+        if np.abs(other - colour).max() > 0.4:
             return other
 
 
-def _texture(
-    random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float
-) -> np.ndarray:
+def _texture(random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float) -> np.ndarray:
     """A soft gradient over `colour`, on half of the pictures with stripes as well: (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     direction = random.uniform(0, 2 * math.pi)

@@ -15,7 +15,15 @@ class CoarserCodes(nn.Module):
     residual blocks stand before the last enlargement: on the grid of the nearest coarser level they cost a quarter.
     """
 
-    def __init__(self, coarser: list[LevelShape], finer: LevelShape, channels: int, residual_channels: int, layers: int, dropout: float):
+    def __init__(
+        self,
+        coarser: list[LevelShape],
+        finer: LevelShape,
+        channels: int,
+        residual_channels: int,
+        layers: int,
+        dropout: float,
+    ):
         super().__init__()
         self.names = [shape.name for shape in coarser]
         self.embeddings = nn.ModuleList(nn.Embedding(shape.codebook_size, channels) for shape in coarser)

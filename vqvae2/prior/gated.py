@@ -34,14 +34,24 @@ class GatedLayer(nn.Module):
     kernel_size // 2 codes further up and to either side.
     """
 
-    def __init__(self, channels: int, residual_channels: int, kernel_size: int, dropout: float, first: bool, conditioned: bool):
+    def __init__(
+        self,
+        channels: int,
+        residual_channels: int,
+        kernel_size: int,
+        dropout: float,
+        first: bool,
+        last: bool,
+        conditioned: bool,
+    ):
         super().__init__()
         self.reach = kernel_size // 2
         self.extent = self.reach + (not first)  # rows of the vertical kernel, columns of the horizontal one
         self.first = first
         self.vertical_norm = nn.Identity() if first else nn.LayerNorm(channels)
         self.vertical_in = nn.Conv2d(channels, 2 * residual_channels, (self.extent, kernel_size))
-        self.vertical_out = nn.Linear(residual_channels, channels)
+        # nobody reads what the last layer would add to the vertical stack
+        self.vertical_out = None if last else nn.Linear(residual_channels, channels)
         self.downwards = nn.Linear(residual_channels, 2 * residual_channels)
         self.horizontal_norm = nn.Identity() if first else nn.LayerNorm(channels)
         self.horizontal_in = nn.Conv2d(channels, 2 * residual_channels, (1, self.extent))
@@ -62,7 +72,8 @@ class GatedLayer(nn.Module):
         source = codes if self.first else self.vertical_norm(vertical)
         x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.reach)
         gated = gate(x + for_vertical)
-        vertical = vertical + self.dropout(self.vertical_out(gated))
+        if self.vertical_out is not None:
+            vertical = vertical + self.dropout(self.vertical_out(gated))
 
         from_above = F.pad(self.downwards(gated), (0, 0, 0, 0, 1, 0))[:, :-1]  # row i gets what the vertical stack knows at i - 1
         source = codes if self.first else self.horizontal_norm(horizontal)
@@ -94,7 +105,9 @@ class GatedLayer(nn.Module):
         state.rows.copy_(state.rows.roll(-1, dims=1))
         state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
         gated = gate(convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical)
-        return vertical + self.vertical_out(gated), self.downwards(gated)
+        if self.vertical_out is not None:
+            vertical = vertical + self.vertical_out(gated)
+        return vertical, self.downwards(gated)
 
     def step(self, state: "GatedState", column: int, horizontal: Tensor, added: Tensor) -> Tensor:
         """Take the horizontal stack through one position of the current row: (B, channels) -> (B, channels).

@@ -35,18 +35,14 @@ class Prior(nn.Module):
         self.row_position = nn.Parameter(torch.empty(shape.height, 1, channels))
         self.column_position = nn.Parameter(torch.empty(1, shape.width, channels))
         self.label = Label(num_classes, channels) if num_classes else None
-        self.coarser_codes = (
-            CoarserCodes(coarser, shape, channels, residual, config.conditioning_layers, dropout) if coarser else None
-        )
+        self.coarser_codes = CoarserCodes(coarser, shape, channels, residual, config.conditioning_layers, dropout) if coarser else None
         self.layers = nn.ModuleList(
-            GatedLayer(channels, residual, config.kernel_size, dropout, first=i == 0, conditioned=conditioned)
+            GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
             for i in range(config.layers)
         )
         # spread evenly, the last one after the last layer
         after = {config.layers * (i + 1) // config.attention_layers - 1 for i in range(config.attention_layers)}
-        self.attention = nn.ModuleDict(
-            {str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)}
-        )
+        self.attention = nn.ModuleDict({str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)})
         self.output = nn.ModuleList(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
         self.norm = nn.LayerNorm(channels)
         self.to_logits = nn.Linear(channels, shape.codebook_size)
@@ -56,7 +52,7 @@ class Prior(nn.Module):
         nn.init.normal_(self.row_position, std=0.1)
         nn.init.normal_(self.column_position, std=0.1)
         # What a residual branch adds shrinks with their number, so that the sum keeps its size at any depth.
-        branches = [x for layer in self.layers for x in (layer.vertical_out, layer.horizontal_out)]
+        branches = [x for layer in self.layers for x in (layer.vertical_out, layer.horizontal_out) if x is not None]
         for branch in [*branches, *(x.out for x in self.attention.values()), *(x.out for x in self.output)]:
             with torch.no_grad():
                 branch.weight.mul_(len(self.layers) ** -0.5)
@@ -130,9 +126,7 @@ class Cache:
         height, width = prior.shape.height, prior.shape.width
         condition = prior.condition(batch, coarser, labels)
         self.gated: list[GatedState] = [layer.start(batch, width) for layer in prior.layers]
-        self.attention: dict[str, AttentionState] = {
-            i: layer.start(batch, height * width) for i, layer in prior.attention.items()
-        }
+        self.attention: dict[str, AttentionState] = {i: layer.start(batch, height * width) for i, layer in prior.attention.items()}
         self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
         self.positions = prior.positions()
         residual = prior.config.residual_channels

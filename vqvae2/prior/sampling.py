@@ -60,7 +60,7 @@ def sample_codes(
     uniforms: Tensor,
     coarser: dict[str, Tensor] | None = None,
     labels: Tensor | None = None,
-    controls: Controls = Controls(),  # noqa: B008 (frozen)
+    controls: Controls = Controls(),
     progress: Callable[[int], object] = lambda codes: None,
 ) -> Tensor:
     """Draw the codes of one level: (B, H, W) int64.

@@ -1,0 +1,58 @@
+"""Sample new images from a trained run into its folder samples/. Run the same command again to go on with an interrupted one."""
+
+from dataclasses import dataclass
+
+from accelerate import PartialState
+
+from vqvae2.command_line import parse_options, run
+from vqvae2.generator import BATCH_SIZE, Generator
+from vqvae2.samples import write_samples
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to sample.
+
+    Attributes:
+        run_dir: of a run whose stages have all finished.
+        num_images: how many images.
+        label: a class by name or index; none: the unconditional model; not given: drawn from the training frequencies.
+        temperature: above 0; below 1 for likelier, less varied images.
+        top_k: draw each code from the k likeliest ones only.
+        top_p: draw each code from the likeliest ones that together hold this much probability only.
+        guidance: above 1 the label counts for more.
+        seed: of the random numbers; image i depends on (seed, i) alone.
+        batch_size: images made at a time by a process.
+        dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
+    """
+
+    run_dir: str
+    num_images: int = 16
+    label: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+    dtype: str = "auto"
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    state = PartialState()
+    generator = Generator.from_run(options.run_dir, state.device, options.dtype)
+    grid = write_samples(
+        generator,
+        options.num_images,
+        options.label,
+        {key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "guidance")},
+        options.seed,
+        options.batch_size,
+        state,
+    )
+    state.print(f"samples: {grid.parent}; grid: {grid}")
+
+
+if __name__ == "__main__":
+    run(main)

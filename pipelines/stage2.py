@@ -1,0 +1,13 @@
+"""Stage 2: encode every image into an LMDB of codes. Run the same command again to resume."""
+
+from vqvae2.command_line import parse_config, run
+from vqvae2.stages import write_codes
+
+
+def main() -> None:
+    config, _ = parse_config(description=__doc__)
+    write_codes(config)
+
+
+if __name__ == "__main__":
+    run(main)

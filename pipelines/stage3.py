@@ -1,0 +1,13 @@
+"""Stage 3: train the prior of the coarsest level. Run the same command again to resume."""
+
+from vqvae2.command_line import parse_config, run
+from vqvae2.stages import train_prior
+
+
+def main() -> None:
+    config, _ = parse_config(description=__doc__)
+    train_prior(config, config.autoencoder.levels[0].name)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,22 @@
+"""Stage 4: train the prior of every level below the coarsest. Run the same command again to resume."""
+
+from vqvae2.command_line import parse_config, run
+from vqvae2.errors import UserError
+from vqvae2.stages import train_prior
+
+
+def main() -> None:
+    config, options = parse_config(description=__doc__, level=str)
+    levels = [level.name for level in config.autoencoder.levels[1:]]
+    wanted = options["level"]
+    if wanted is not None and wanted not in levels:
+        below = ", ".join(levels) or "there is none"
+        raise UserError(f"--level: {wanted!r} is not a level below the coarsest: {below}")
+    if not levels:
+        print("one level: there is no lower one, nothing to do")
+    for level in [wanted] if wanted else levels:
+        train_prior(config, level)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Every image through the autoencoder, its codes into the store."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.codes.store import Codes, CodeStore, CodeWriter, Header
+from vqvae2.errors import UserError
+from vqvae2.images.loading import load_batches
+from vqvae2.images.order import in_order
+from vqvae2.images.sources import ImageSet
+
+
+@torch.inference_mode()
+def extract_codes(
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    path: Path,
+    header: Header,
+    batch_size: int,
+    workers: int,
+    accelerator: Accelerator,
+) -> int:
+    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped. Returns how many it wrote.
+
+    Each process encodes its share of every batch of `batch_size`; the first one gathers and writes.
+    """
+    writer = CodeWriter(path, header) if accelerator.is_main_process else None
+    done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
+    done = int(accelerator.reduce(done))  # the other processes add nothing
+    share = batch_size // accelerator.num_processes
+    remaining = list(range(done, len(images)))
+    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it takes the last image again.
+    padding = -len(remaining) % accelerator.num_processes
+    padded = remaining + remaining[-1:] * padding
+    batches = [padded[i : i + batch_size] for i in range(0, len(padded), batch_size)]
+    mine = []
+    for batch in batches:
+        part = len(batch) // accelerator.num_processes
+        start = accelerator.process_index * part
+        mine.append(in_order(batch[start : start + part], share)[0])
+
+    bar = tqdm(
+        total=len(images),
+        initial=done,
+        desc=f"encoding {path.stem}",
+        unit="image",
+        disable=not accelerator.is_main_process,
+    )
+    for indices, batch in zip(batches, load_batches(images, mine, workers), strict=True):
+        with accelerator.autocast():
+            codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
+        gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
+        if writer:
+            fresh = list(dict.fromkeys(indices))
+            writer.write(
+                [
+                    Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
+                    for place, i in enumerate(fresh)
+                ]
+            )
+            bar.update(len(fresh))
+    bar.close()
+    if writer:
+        writer.close()
+    accelerator.wait_for_everyone()
+    return len(remaining)
+
+
+def open_codes(path: Path, autoencoder_sha256: str, model_path: Path) -> CodeStore:
+    """The finished store at `path`, refused where another autoencoder than the one at `model_path` made it."""
+    store = CodeStore(path)
+    if store.header.autoencoder_sha256 != autoencoder_sha256:
+        raise UserError(f"{path} holds the codes of another autoencoder than {model_path}: delete {path.parent} and run stage 2 again")
+    return store

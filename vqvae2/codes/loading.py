@@ -1,0 +1,39 @@
+"""Batches of codes for training and validation."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vqvae2.codes.store import CodeStore
+from vqvae2.images.order import Item
+
+
+class CodeBatch(NamedTuple):
+    """Codes (B, H, W) of each level, labels (B,), -1 for none, and each image's place in the global batch, (B,); all int64."""
+
+    codes: dict[str, Tensor]
+    labels: Tensor
+    positions: Tensor
+
+
+class _Records(Dataset):
+    def __init__(self, store: CodeStore):
+        self.store = store
+
+    def __getitem__(self, item: Item) -> tuple[dict[str, Tensor], int, int]:
+        record = self.store[item.index]
+        return record.codes, record.label, item.position
+
+
+def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
+    codes, labels, positions = zip(*items, strict=True)
+    stacked = {name: torch.stack([x[name] for x in codes]) for name in codes[0]}
+    return CodeBatch(stacked, torch.tensor(labels), torch.tensor(positions))
+
+
+def load_code_batches(store: CodeStore, order: Iterable[list[Item]]) -> Iterator[CodeBatch]:
+    """The batches that `order` lists. Reading codes costs so little that the training process does it."""
+    yield from DataLoader(_Records(store), batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available())

@@ -1,0 +1,108 @@
+"""From the command line to a checked configuration, and from an error to a message."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vqvae2.config import Config, check
+from vqvae2.errors import UserError
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+FOOT = "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
+INTERRUPTED = 130
+
+T = TypeVar("T")
+
+
+class OneLineParser(ArgumentParser):
+    """Refuses without printing its usage first."""
+
+    def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
+        """Exit with code 2."""
+        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+        self.exit(2, f"error: {' '.join(lines)} (see --help)\n")
+
+
+def parse_config(arguments: Sequence[str] | None = None, description: str = "", **options: type) -> tuple[Config, dict[str, Any]]:
+    """A run's configuration from --config and flags; a flag wins over the file wherever it stands.
+
+    Args:
+        arguments: of the command line; None: the program's own.
+        description: what the program does, for --help.
+        **options: more flags than the configuration's, by name: their type; they default to None.
+
+    Returns:
+        The checked configuration, and the values of `options`.
+    """
+    parser = OneLineParser(description=description, epilog=FOOT)
+    parser.add_argument("--config", action="config", help=f"the run's YAML file (default: {DEFAULT_CONFIG.name})")
+    for name, kind in options.items():
+        parser.add_argument(f"--{name}", type=kind | None, default=None, help=OPTION_HELP[name])
+    parser.add_class_arguments(Config)
+    namespace = parser.parse_args(_config_first(sys.argv[1:] if arguments is None else arguments))
+    values = parser.instantiate(namespace)
+    config = Config(**{key: values[key] for key in Config.__dataclass_fields__})
+    check(config)
+    return config, {name: values[name] for name in options}
+
+
+OPTION_HELP = {"level": "train the prior of this level only (default: of every level below the coarsest)"}
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with --config moved to the front, where it cannot overwrite a flag."""
+    rest = list(arguments)
+    files: list[str] = []
+    i = 0
+    while i < len(rest):
+        if rest[i] == "--config" and i + 1 < len(rest):
+            files += [rest.pop(i), rest.pop(i)]
+        elif rest[i].startswith("--config="):
+            files.append(rest.pop(i))
+        else:
+            i += 1
+    if not files:
+        files = ["--config", str(DEFAULT_CONFIG)]
+    path = Path(files[-1].removeprefix("--config="))
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        _check_yaml(path)
+    return files + rest
+
+
+def _check_yaml(path: Path) -> None:
+    """Say what is wrong with a file in terms of its lines, before jsonargparse does in its own."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give --config an existing file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: broken YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a configuration: it must hold sections such as images and autoencoder")
+
+
+def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
+    """The fields of a dataclass from flags."""
+    parser = OneLineParser(description=description)
+    parser.add_class_arguments(kind)
+    values = parser.instantiate(parser.parse_args(arguments))
+    return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a program: a UserError becomes a message and exit code 1, an interruption a message and exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error on process {rank}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

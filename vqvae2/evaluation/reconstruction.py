@@ -1,0 +1,92 @@
+"""How well an autoencoder gives held-out images back, and how well it uses its codebooks."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.autoencoder.usage import code_counts, usage_of
+from vqvae2.images.convert import to_float, to_uint8
+from vqvae2.images.grids import save_grid
+from vqvae2.images.loading import load_batches
+from vqvae2.images.order import epoch_order, in_order
+from vqvae2.images.sources import ImageSet
+
+WINDOW_IMAGES = 1024  # held-out images that a validation during training looks at
+GRID_IMAGES = 8
+
+
+def validation_window(images: ImageSet) -> list[int]:
+    """The held-out images looked at while training: the same ones at every validation, drawn from all classes."""
+    return epoch_order(len(images), seed=0, epoch=0)[:WINDOW_IMAGES]
+
+
+def validate_autoencoder(
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    batch_size: int,
+    workers: int,
+    accelerator: Accelerator,
+    grid: Path | None,
+) -> dict[str, float]:
+    """Figures of the reconstructions of `validation_window`; every process takes its share of the images.
+
+    Args:
+        autoencoder: in eval mode, not wrapped.
+        images: held out.
+        batch_size: images of one process at a time.
+        workers: that load images.
+        accelerator: whose autocast is used.
+        grid: where a picture of originals, reconstructions from the coarsest level alone and from all goes; None: nowhere.
+
+    Returns:
+        mse: mean squared error of pixels in [-1, 1].
+        psnr: decibels, mean over images.
+        LEVEL_usage, LEVEL_perplexity: over the window.
+    """
+    window = validation_window(images)
+    mine = window[accelerator.process_index :: accelerator.num_processes]
+    levels = autoencoder.config.levels
+    counts = [torch.zeros(level.codebook_size, dtype=torch.long, device=accelerator.device) for level in levels]
+    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of squared errors, of PSNR, of images
+    for batch in load_batches(images, in_order(mine, batch_size), workers=0 if len(mine) <= batch_size else min(workers, 2)):
+        originals = batch.images.to(accelerator.device, non_blocking=True)
+        with accelerator.autocast():
+            reconstruction = autoencoder(originals)
+        errors = (to_float(originals) - reconstruction.images.float()).square().mean(dim=(1, 2, 3)).double()
+        sums += torch.stack(
+            [
+                errors.sum(),
+                psnr(errors).sum(),
+                torch.tensor(float(len(errors)), device=errors.device, dtype=torch.float64),
+            ]
+        )
+        for count, result in zip(counts, reconstruction.quantised, strict=True):
+            count += code_counts(result.codes, len(count))
+    squared, decibels, seen = accelerator.reduce(sums).tolist()
+    figures = {"mse": squared / seen, "psnr": decibels / seen}
+    for level, count in zip(levels, counts, strict=True):
+        usage = usage_of(accelerator.reduce(count))
+        figures |= {f"{level.name}_usage": usage.usage, f"{level.name}_perplexity": usage.perplexity}
+    if grid and accelerator.is_main_process:
+        save_reconstruction_grid(autoencoder, images, window[:GRID_IMAGES], grid, accelerator)
+    return figures
+
+
+def psnr(squared_errors: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels of mean squared errors of values in [-1, 1], whose range is 2."""
+    return 10 * torch.log10(4 / squared_errors.clamp(min=1e-10))
+
+
+def save_reconstruction_grid(autoencoder: Autoencoder, images: ImageSet, indices: list[int], path: Path, accelerator: Accelerator) -> None:
+    """Rows of originals, of reconstructions from the coarsest level alone (where there are several), and from all levels."""
+    originals = torch.stack([images.load(i) for i in indices]).to(accelerator.device)
+    with accelerator.autocast():
+        codes = autoencoder.encode(originals)
+        rows = [originals, autoencoder.decode(codes)]
+        if len(codes) > 1:
+            coarsest = autoencoder.names[0]
+            rows.insert(1, autoencoder.decode({coarsest: codes[coarsest]}))
+    save_grid(torch.cat([to_uint8(x) if x.is_floating_point() else x for x in rows]), path, columns=len(indices))

@@ -1,0 +1,227 @@
+"""What a user holds after training: sample new images, encode images to codes, decode codes to images."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.errors import UserError
+from vqvae2.precision import has_fast_bf16
+from vqvae2.prior.artefact import TrainedPrior, load_prior
+from vqvae2.prior.prior import Prior
+from vqvae2.prior.sampling import Controls, image_uniforms, sample_codes
+from vqvae2.seeding import keyed_generator
+
+BATCH_SIZE = 16
+UNCONDITIONAL = "none"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Label = str | int | None
+ByLevel = float | int | dict | None
+
+
+class Generator:
+    """A trained run: its autoencoder and its priors."""
+
+    def __init__(self, run_dir: str | Path, trained: TrainedAutoencoder, device: torch.device, dtype: torch.dtype):
+        """Use `from_run`."""
+        self.run_dir = Path(run_dir)
+        self.device = device
+        self.dtype = dtype
+        self._trained = trained
+        self.autoencoder: Autoencoder = trained.module.to(device)
+
+    @staticmethod
+    def from_run(run_dir: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto") -> "Generator":
+        """Load a run.
+
+        Args:
+            run_dir: of a run whose stage 1 has finished; `sample` needs the other stages too.
+            device: where to compute; None: the GPU if there is one.
+            dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
+
+        Raises:
+            UserError: stage 1 has not finished, or its files are damaged.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype == "auto":
+            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        if dtype not in DTYPES.values():
+            raise UserError(f"dtype: {dtype!r} will not do: auto, float32 or bfloat16")
+        return Generator(run_dir, load_autoencoder(run_dir), device, dtype)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that can be asked for, in the order of their indices."""
+        return self._trained.classes
+
+    @property
+    def priors(self) -> dict[str, Prior]:
+        """The prior of each level, in float32: prior(codes, coarser, labels) -> logits (B, K, H, W).
+
+        Raises:
+            UserError: the stage of a level has not finished, or was trained on the codes of another autoencoder.
+        """
+        return {name: prior.module for name, prior in self._priors.items()}
+
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that change with any of the run's weights."""
+        digests = [self._trained.sha256, *(prior.sha256 for prior in self._priors.values())]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
+
+    @cached_property
+    def _priors(self) -> dict[str, TrainedPrior]:
+        priors = {shape.name: load_prior(self.run_dir, shape.name, self._trained) for shape in self._trained.shapes}
+        for prior in priors.values():
+            prior.module.to(self.device)
+        return priors
+
+    @cached_property
+    def _sampling_priors(self) -> dict[str, Prior]:
+        """The priors in the precision that codes are drawn in."""
+        return {name: x if self.dtype == torch.float32 else deepcopy(x).to(self.dtype) for name, x in self.priors.items()}
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 images (B, C, H, W) -> codes (B, H / stride, W / stride), int64, of each level."""
+        height, width = self._trained.height_width
+        expected = (self._trained.channels, height, width)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+            raise UserError(
+                f"images: {tuple(images.shape)} {images.dtype} will not do: uint8 of shape (B, {', '.join(map(str, expected))})"
+            )
+        with self._autocast():
+            parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(BATCH_SIZE)]
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in self.autoencoder.names}
+
+    @torch.inference_mode()
+    def decode(self, codes: dict[str, Tensor]) -> Tensor:
+        """Codes of every level, as `encode` gives them -> uint8 images (B, C, H, W)."""
+        missing = [name for name in self.autoencoder.names if name not in codes]
+        if missing:
+            raise UserError(f"codes: the levels {missing} are missing: give those of every level, {self.autoencoder.names}")
+        count = len(codes[self.autoencoder.names[0]])
+        with self._autocast():
+            parts = [
+                self.autoencoder.decode({name: x[i : i + BATCH_SIZE].to(self.device) for name, x in codes.items()}).cpu()
+                for i in range(0, count, BATCH_SIZE)
+            ]
+        return torch.cat(parts)
+
+    def sample(
+        self,
+        num_images: int,
+        label: Label | Sequence[Label] = None,
+        temperature: ByLevel = 1.0,
+        top_k: ByLevel = None,
+        top_p: ByLevel = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        first_image: int = 0,
+        batch_size: int = BATCH_SIZE,
+        progress: Callable[[int], object] = lambda codes: None,
+    ) -> Tensor:
+        """Make new images: uint8 (num_images, C, H, W).
+
+        Image i depends on (seed, i) and the controls alone, whatever the number of images.
+
+        Args:
+            num_images: how many.
+            label: a class by name or index, for all images or one for each; "none": the unconditional model; None: each image's
+                class is drawn from the training frequencies.
+            temperature: above 0; below 1 for likelier, less varied images. It, top_k and top_p may be dictionaries by level.
+            top_k: draw each code from the k likeliest ones only.
+            top_p: draw each code from the likeliest ones that together hold this much probability only.
+            guidance: above 1 the label counts for more.
+            seed: of the random numbers.
+            first_image: number of the first image.
+            batch_size: images made at a time, the last ones filled up with others that are thrown away.
+            progress: called with the number of codes drawn for the batch since the last call.
+
+        Raises:
+            UserError: a stage has not finished, or an argument does not fit the run.
+        """
+        at_least("num_images", num_images, 1)
+        at_least("batch_size", batch_size, 1)
+        indices = range(first_image, first_image + num_images)
+        labels = self.labels(label, indices, seed, guidance)
+        controls = {name: controls_of(name, temperature, top_k, top_p, guidance) for name in self.autoencoder.names}
+        images = []
+        for start in range(0, num_images, batch_size):
+            part = [indices[min(start + i, num_images - 1)] for i in range(batch_size)]
+            part_labels = None if labels is None else labels[[i - first_image for i in part]].to(self.device)
+            images.append(self._sample_batch(part, part_labels, controls, seed, progress)[: num_images - start])
+        return torch.cat(images)
+
+    def _sample_batch(
+        self,
+        indices: list[int],
+        labels: Tensor | None,
+        controls: dict[str, Controls],
+        seed: int,
+        progress: Callable[[int], object],
+    ) -> Tensor:
+        codes: dict[str, Tensor] = {}
+        for name, prior in self._sampling_priors.items():
+            positions = prior.shape.height * prior.shape.width
+            uniforms = torch.stack([image_uniforms(seed, i, name, positions) for i in indices]).to(self.device)
+            codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], progress)
+        return self.decode(codes)
+
+    def labels(self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0) -> Tensor | None:
+        """The class index of each image, (B,) int64, -1 for the unconditional model; None for a data set without classes."""
+        wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
+        if len(wanted) != len(indices):
+            raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")
+        always_labelled = any(prior.config.label_dropout == 0 for prior in self.priors.values())
+        if not self.classes:
+            if guidance != 1 or any(x is not None and x != UNCONDITIONAL for x in wanted):
+                raise UserError("label, guidance: this run was trained on images without classes: leave both out")
+            return None
+        if always_labelled and (guidance != 1 or UNCONDITIONAL in wanted):
+            raise UserError("label none, guidance: this run's priors were trained with label_dropout 0 and always need a label")
+        return torch.tensor([self._class_index(x, i, seed) for x, i in zip(wanted, indices, strict=True)])
+
+    def _class_index(self, label: Label, image: int, seed: int) -> int:
+        if label is None:
+            frequencies = torch.tensor(self._trained.class_frequencies, dtype=torch.float64)
+            uniform = torch.rand((), dtype=torch.float64, generator=keyed_generator(seed, "sample", image, "label"))
+            return int((frequencies.cumsum(0) <= uniform * frequencies.sum()).sum())
+        if label in self.classes:
+            return self.classes.index(label)
+        if label == UNCONDITIONAL:
+            return -1
+        if str(label).isdecimal() and int(label) < len(self.classes):
+            return int(label)
+        raise UserError(f"label: no class {label!r}: choose one of {', '.join(self.classes)}, an index below {len(self.classes)}, or none")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
+    """The controls of one level, checked."""
+    temperature, top_k, top_p = (
+        x.get(level, default) if isinstance(x, dict) else x for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
+    )
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature: {temperature!r} will not do: a number above 0")
+    if top_k is not None:
+        at_least("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p: {top_p!r} will not do: above 0 and at most 1")
+    at_least("guidance", guidance, 0)
+    return Controls(temperature, top_k, top_p, guidance)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise a UserError where `value` is smaller than `least`."""
+    if not value >= least:
+        raise UserError(f"{name}: {value!r} will not do: {least} or more")

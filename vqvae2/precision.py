@@ -1,0 +1,29 @@
+"""Which precision to compute in."""
+
+import torch
+
+from vqvae2.config import MixedPrecision
+from vqvae2.errors import UserError
+
+
+def resolve_precision(key: str, wanted: MixedPrecision, device: torch.device) -> str:
+    """What `wanted` means on this device: no, bf16 or fp16; auto is bf16 where the hardware multiplies it fast.
+
+    Raises:
+        UserError: fp16 on a processor; `key` names the field.
+    """
+    if wanted == "fp16" and device.type != "cuda":
+        raise UserError(f"{key}: fp16 needs a CUDA GPU, and this runs on {device.type}: use auto, bf16 or no")
+    if wanted != "auto":
+        return wanted
+    return "bf16" if has_fast_bf16(device) else "no"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether this GPU or processor has instructions for products of bf16 numbers."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return False

@@ -1,0 +1,91 @@
+"""A prior as stages 3 and 4 leave it on disk: what is written beside the weights, and how it is loaded from there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqvae2.autoencoder.artefact import TrainedAutoencoder
+from vqvae2.config import LevelShape, PriorConfig, as_dict
+from vqvae2.errors import UserError
+from vqvae2.prior.prior import Prior
+from vqvae2.run_directory import load_weights, read_description, read_weights, stage_dir
+
+
+@dataclass(frozen=True)
+class TrainedPrior:
+    """A finished stage 3 or 4.
+
+    Attributes:
+        module: on the processor, in eval mode.
+        classes: names of the classes it can be asked for; empty where there are none.
+        class_frequencies: share of the training images in each class.
+        autoencoder_sha256: of the autoencoder whose codes it was trained on.
+        sha256: of the weights.
+        path: of the weights.
+    """
+
+    module: Prior
+    classes: list[str]
+    class_frequencies: list[float]
+    autoencoder_sha256: str
+    sha256: str
+    path: Path
+
+
+def prior_dir(run_dir: str | Path, names: list[str], level: str) -> Path:
+    """Where the prior of `level` is kept: the coarsest of the levels `names` is stage 3, the others are stage 4."""
+    return stage_dir(run_dir, 3) if level == names[0] else stage_dir(run_dir, 4, level)
+
+
+def build_prior(config: PriorConfig, shapes: list[LevelShape], level: str, num_classes: int, seed: int) -> Prior:
+    """A new prior of `level`, conditioned on all levels before it in `shapes`, with weights drawn from the seed."""
+    index = [shape.name for shape in shapes].index(level)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Prior(config, shapes[index], shapes[:index], num_classes)
+
+
+def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, Any]:
+    """What model.json says of a prior over the codes of `autoencoder`."""
+    model = as_dict(prior.config)
+    del model["train"]
+    return {
+        "kind": "prior",
+        "model": model,
+        "level": prior.shape._asdict(),
+        "coarser": [shape._asdict() for shape in prior.coarser],
+        "classes": autoencoder.classes,
+        "class_frequencies": autoencoder.class_frequencies,
+        "autoencoder_sha256": autoencoder.sha256,
+    }
+
+
+def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder) -> TrainedPrior:
+    """The prior of a level of a run; a UserError where its stage has not finished or another autoencoder's codes made it."""
+    names = [shape.name for shape in autoencoder.shapes]
+    directory = prior_dir(run_dir, names, level)
+    made_by = "pipelines/stage3.py" if level == names[0] else f"pipelines/stage4.py --level {level}"
+    description = read_description(directory, made_by)
+    path = directory / "model.safetensors"
+    if description["autoencoder_sha256"] != autoencoder.sha256:
+        raise UserError(
+            f"{path} was trained on the codes of another autoencoder than {autoencoder.path}: use another run_dir for one of them"
+        )
+    weights = read_weights(directory, description, made_by)
+    module = Prior(
+        PriorConfig(**description["model"]),
+        LevelShape(**description["level"]),
+        [LevelShape(**shape) for shape in description["coarser"]],
+        len(description["classes"]),
+    )
+    load_weights(module, weights, path)
+    return TrainedPrior(
+        module.eval().requires_grad_(False),
+        description["classes"],
+        description["class_frequencies"],
+        description["autoencoder_sha256"],
+        description["sha256"],
+        path,
+    )

@@ -1,0 +1,93 @@
+"""Sampled images as files in a run's folder samples/."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from tqdm import tqdm
+
+from vqvae2.generator import Generator, at_least
+from vqvae2.images.grids import save_grid, save_image
+from vqvae2.run_directory import make_dir, writing
+
+GRID_IMAGES = 64  # a grid shows no more
+
+
+def write_samples(
+    generator: Generator,
+    num_images: int,
+    label: str | None,
+    controls: dict[str, Any],
+    seed: int,
+    batch_size: int,
+    state: PartialState,
+) -> Path:
+    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones; returns the grid's path.
+
+    The batches are dealt out to the processes; a batch whose files are all there is not made again.
+
+    Args:
+        generator: of a finished run.
+        num_images: how many images.
+        label: a class by name or index, none, or None for classes drawn from the training frequencies.
+        controls: temperature, top_k, top_p and guidance, as `Generator.sample` takes them.
+        seed: of the random numbers.
+        batch_size: images made at a time by a process.
+        state: which process this is.
+    """
+    at_least("num_images", num_images, 1)
+    at_least("batch_size", batch_size, 1)
+    labels = generator.labels(label, range(num_images), seed, controls["guidance"])
+    directory = make_dir(generator.run_dir / "samples")
+    stem = _stem(label, controls, seed, generator)
+    paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
+
+    batches = [range(i, min(i + batch_size, num_images)) for i in range(0, num_images, batch_size)]
+    mine = [batch for batch in batches[state.process_index :: state.num_processes] if not all(paths[i].exists() for i in batch)]
+    codes = sum(prior.shape.height * prior.shape.width for prior in generator.priors.values())
+    with tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process) as bar:
+        for batch in mine:
+            images = generator.sample(
+                len(batch),
+                label,
+                **controls,
+                seed=seed,
+                first_image=batch[0],
+                batch_size=batch_size,
+                progress=bar.update,
+            )
+            with writing(directory):
+                for i, image in zip(batch, images, strict=True):
+                    beside = paths[i].with_suffix(".partial.png")
+                    save_image(image, beside)
+                    os.replace(beside, paths[i])
+    state.wait_for_everyone()
+
+    grid = directory / f"grid_{stem}.png"
+    if state.is_main_process:
+        shown = [_read(path) for path in paths[:GRID_IMAGES]]
+        with writing(grid):
+            save_grid(torch.stack(shown), grid, columns=int(np.ceil(np.sqrt(len(shown)))))
+    return grid
+
+
+def _read(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        pixels = np.array(image)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _stem(label: str | None, controls: dict[str, Any], seed: int, generator: Generator) -> str:
+    """Tells apart what was sampled from other weights or with other controls."""
+    neutral = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
+    parts = [f"seed{seed}"] + ([f"label-{label}".replace("/", "-")] if label is not None else [])
+    parts += [f"{key}{value}" for key, value in controls.items() if value != neutral[key]]
+    return "_".join([*parts, generator.fingerprint()])
+
+
+def _class_suffix(labels: torch.Tensor | None, i: int, generator: Generator) -> str:
+    return "" if labels is None or labels[i] < 0 else "_" + generator.classes[labels[i]].replace("/", "-")

@@ -1,0 +1,154 @@
+"""Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
+
+from vqvae2.autoencoder.artefact import TrainedAutoencoder, build_autoencoder, describe_autoencoder, load_autoencoder
+from vqvae2.codes.extraction import extract_codes, open_codes
+from vqvae2.codes.loading import load_code_batches
+from vqvae2.codes.store import Header
+from vqvae2.config import Config, as_dict, compression_ratio, local_batch_size
+from vqvae2.errors import UserError
+from vqvae2.evaluation.likelihood import nats_per_code
+from vqvae2.evaluation.reconstruction import validate_autoencoder
+from vqvae2.images.loading import load_batches
+from vqvae2.images.order import StepOrder
+from vqvae2.images.sources import Splits, open_images
+from vqvae2.launch import start_accelerator, start_training_accelerator
+from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
+from vqvae2.prior.prior import Prior
+from vqvae2.run_directory import codes_path, stage_dir
+from vqvae2.training.begin import begin_training
+from vqvae2.training.loop import train
+from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
+
+
+def train_autoencoder(config: Config) -> None:
+    """Stage 1: images -> stage1/model.safetensors."""
+    images, stage1 = config.images, config.stage1
+    directory = stage_dir(config.run_dir, 1)
+    accelerator = start_training_accelerator("stage1", stage1, config, directory)
+    processes, accumulation = accelerator.num_processes, stage1.gradient_accumulation_steps
+    local_batch = local_batch_size("stage1.batch_size", stage1.batch_size, processes, accumulation)
+    sections = {key: as_dict(config)[key] for key in ("images", "autoencoder", "stage1", "seed")}
+    if not begin_training(directory, sections, stage1, accelerator):
+        return
+
+    splits = open_images(images, config.seed)
+    autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
+    accelerator.print(
+        f"{len(splits.train)} images to train on, {len(splits.validation)} held out; {count_weights(autoencoder):,} weights; "
+        f"codes {compression_ratio(config.autoencoder, images.height_width):.1f} times smaller than 24-bit pixels"
+    )
+
+    def batches(first_step: int):
+        order = StepOrder(
+            len(splits.train),
+            stage1.batch_size,
+            config.seed,
+            first_step,
+            accumulation,
+            accelerator.process_index,
+            processes,
+        )
+        return load_batches(splits.train, order, images.workers, config.seed if images.horizontal_flip else None)
+
+    def validate(step: int) -> dict[str, float]:
+        grid = directory / "images" / f"step_{step:08d}.png"
+        return validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
+
+    objective = AutoencoderObjective(autoencoder, stage1.batch_size, config.seed)
+    description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
+    train(objective, batches, validate, stage1, directory, config.seed, accelerator, description)
+    accelerator.end_training()
+    accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
+
+
+def write_codes(config: Config) -> None:
+    """Stage 2: images and the autoencoder -> codes/train.lmdb and codes/validation.lmdb."""
+    trained = load_autoencoder(config.run_dir)
+    accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
+    local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
+    splits = open_images(config.images, config.seed)
+    _check_images(config, trained, splits)
+    autoencoder = trained.module.to(accelerator.device)
+    for name, images in splits._asdict().items():
+        path = codes_path(config.run_dir, name)
+        header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
+        written = extract_codes(autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator)
+        accelerator.print(f"{path}: {len(images)} images, {f'{written} of them new' if written else 'finished before'}")
+
+
+def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -> None:
+    """Refuse images of another kind than the autoencoder was trained on."""
+    images = config.images
+    for key, here, there in (
+        ("images.size", images.height_width, trained.height_width),
+        ("images.channels", images.channels, trained.channels),
+        ("classes", splits.train.classes, trained.classes),
+    ):
+        if here != there:
+            raise UserError(f"{key}: {here!r}, but {trained.path} was trained with {there!r}: set it back, or use another run_dir")
+
+
+def train_prior(config: Config, level: str) -> None:
+    """Stages 3 and 4: codes -> the prior of one level, stage3/model.safetensors or stage4/LEVEL/model.safetensors."""
+    trained = load_autoencoder(config.run_dir)
+    names = [shape.name for shape in trained.shapes]
+    if level not in names:
+        raise UserError(f"level: {trained.path} has no level {level!r}: choose one of {', '.join(names)}")
+    prior_config = config.priors[level]
+    settings = prior_config.train
+    directory = prior_dir(config.run_dir, names, level)
+    key = f"priors.{level}.train"
+    accelerator = start_training_accelerator(key, settings, config, directory)
+    processes, accumulation = accelerator.num_processes, settings.gradient_accumulation_steps
+    local_batch = local_batch_size(f"{key}.batch_size", settings.batch_size, processes, accumulation)
+    train_codes, validation_codes = (
+        open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path) for split in ("train", "validation")
+    )
+    sections = {"priors": {level: as_dict(prior_config)}, "seed": config.seed}
+    if not begin_training(directory, sections, settings, accelerator):
+        return
+
+    prior = build_prior(prior_config, trained.shapes, level, len(trained.classes), config.seed).to(accelerator.device)
+    accelerator.print(
+        f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; {count_weights(prior):,} weights; "
+        f"{describe_reach(prior)}"
+    )
+
+    def batches(first_step: int):
+        order = StepOrder(
+            len(train_codes),
+            settings.batch_size,
+            config.seed,
+            first_step,
+            accumulation,
+            accelerator.process_index,
+            processes,
+        )
+        return load_code_batches(train_codes, order)
+
+    def validate(step: int) -> dict[str, float]:
+        return {"nats_per_code": nats_per_code(prior, validation_codes, local_batch, accelerator)}
+
+    objective = PriorObjective(prior, settings.batch_size, config.seed)
+    train(objective, batches, validate, settings, directory, config.seed, accelerator, describe_prior(prior, trained))
+    accelerator.end_training()
+    accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
+
+
+def describe_reach(prior: Prior) -> str:
+    """How far back a prior sees, with a warning where that is less than its grid."""
+    reach = prior.reach()
+    if reach.rows is None:
+        return "sees every earlier code"
+    text = f"sees {reach.rows} rows up and {reach.columns} columns to either side"
+    if reach.rows < prior.shape.height - 1 or reach.columns < prior.shape.width - 1:
+        text += (
+            f"; warning: the grid has {prior.shape.height} rows and {prior.shape.width} columns: more layers, a larger kernel_size or "
+            "attention_layers would see all of it"
+        )
+    return text
+
+
+def count_weights(module) -> int:
+    """Number of weights of a module."""
+    return sum(p.numel() for p in module.parameters())

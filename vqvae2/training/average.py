@@ -1,0 +1,47 @@
+"""An exponential moving average of a module's weights (Polyak averaging)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2.training.schedule import average_decay
+
+
+class WeightAverage:
+    """The averaged weights that are exported; those that follow no gradient, such as an EMA codebook, are taken as they are."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int, applied: Tensor) -> None:
+        """Move towards the weights after `step`; not where `applied` (bool scalar on the device) is false."""
+        averages = list(self.averages.values())
+        moves = torch._foreach_sub([p.detach() for p in self.parameters.values()], averages)
+        torch._foreach_mul_(moves, applied * (1 - average_decay(self.decay, step)))
+        torch._foreach_add_(averages, moves)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within, the module has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            held = parameter.detach().clone()
+            parameter.copy_(self.averages[name])
+            self.averages[name].copy_(held)
+
+    def load(self, averages: dict[str, Tensor]) -> None:
+        """Take up saved averages."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])

@@ -1,0 +1,76 @@
+"""Checkpoints: safetensors with a manifest of their SHA-256, written beside and renamed into place."""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vqvae2.run_directory import save_tensors, sha256, write_atomically, writing
+
+KEPT = 2
+
+
+class Checkpoint(NamedTuple):
+    """Everything needed to go on after `step` updates: groups of named tensors."""
+
+    step: int
+    groups: dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint below `directory` and remove all but the newest two.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the former checkpoints stay.
+    """
+    final = directory / f"step_{checkpoint.step:08d}"
+    beside = directory / f".{final.name}.partial"
+    try:
+        with writing(beside):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            for name, tensors in checkpoint.groups.items():
+                save_tensors(tensors, beside / f"{name}.safetensors")
+            manifest = {path.name: sha256(path) for path in sorted(beside.iterdir())}
+            write_atomically(beside / "manifest.json", json.dumps({"step": checkpoint.step, "sha256": manifest}, indent=2).encode())
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(beside, final)
+            _flush_directory(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for old in _newest_first(directory)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `directory`, None where there is none; damaged ones are named in a warning."""
+    for path in _newest_first(directory):
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            damaged = [name for name, digest in manifest["sha256"].items() if sha256(path / name) != digest]
+            if damaged:
+                raise ValueError(f"{', '.join(damaged)} changed since it was written")
+            groups = {Path(name).stem: load_file(path / name) for name in manifest["sha256"]}
+            return Checkpoint(manifest["step"], groups)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            warnings.warn(f"checkpoint {path} is damaged and passed over: {error}", stacklevel=2)
+    return None
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step_????????"), reverse=True)
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

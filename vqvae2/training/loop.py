@@ -1,0 +1,237 @@
+"""The training loop of stages 1, 3 and 4. Step is the only clock: all else follows from it, so that resuming is exact."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae2.config import TrainConfig
+from vqvae2.errors import UserError
+from vqvae2.run_directory import export_model, read_description
+from vqvae2.seeding import derive_seed
+from vqvae2.training.average import WeightAverage
+from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from vqvae2.training.metrics_log import MetricsLog
+from vqvae2.training.objectives import Objective
+from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state
+from vqvae2.training.schedule import learning_rate
+
+Figures = dict[str, float]
+
+
+def finished_step(directory: Path) -> int:
+    """The number of updates after which the model in `directory` was exported; 0 where none was."""
+    return read_description(directory, "the stage")["step"] if (directory / "model.json").exists() else 0
+
+
+def train(
+    objective: Objective,
+    batches: Callable[[int], Iterator[Any]],
+    validate: Callable[[int], Figures],
+    config: TrainConfig,
+    directory: Path,
+    seed: int,
+    accelerator: Accelerator,
+    description: dict[str, Any],
+) -> None:
+    """Train to `config.total_steps` updates, from the newest checkpoint below `directory` if there is one, and export the model.
+
+    Args:
+        objective: what is trained; its module lies on the accelerator's device.
+        batches: step -> this process's parts of the global batches from that step on, one for each accumulation step.
+        validate: figures of the module's present weights on held-out data, the same on every process; gets the step.
+        config: batch size, steps, rates and intervals.
+        directory: of the stage.
+        seed: dropout is derived from (seed, step, accumulation step, process).
+        accelerator: with the precision and accumulation of `config`.
+        description: goes into model.json beside the weights.
+
+    Raises:
+        UserError: a loss or gradient was not finite, or a checkpoint could not be written.
+    """
+    # Model, optimiser and average, as new or as the newest checkpoint left them.
+    module = objective.module
+    average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
+    optimiser = build_optimiser(module)
+    sums: dict[str, Tensor] = {}  # of the figures since the last line of the log
+    checkpoint = load_checkpoint(directory / "checkpoints")
+    first_step = checkpoint.step if checkpoint else 0
+    if checkpoint:
+        module.load_state_dict(checkpoint.groups["module"])
+        load_optimiser_state(optimiser, module, checkpoint.groups["optimiser"])
+        objective.load_state(checkpoint.groups["objective"])
+        if average:
+            average.load(checkpoint.groups["average"])
+        sums = {name: x.to(accelerator.device) for name, x in checkpoint.groups["sums"].items()}
+        accelerator.print(f"going on from step {first_step}")
+    else:
+        objective.start(_global_batches(batches(0), config, accelerator), accelerator.reduce)
+    compiled = torch.compile(module) if config.compile else module
+    model, optimiser = accelerator.prepare(compiled, optimiser)
+    first_bad_step = torch.full((), torch.inf, device=accelerator.device)
+    log = MetricsLog(directory / "metrics.jsonl", first_step) if accelerator.is_main_process else None
+
+    def save(step: int) -> None:
+        _stop_if_bad(first_bad_step, directory)
+        groups = {
+            "module": module.state_dict(),
+            "optimiser": optimiser_state(optimiser.optimizer, module),
+            "objective": objective.state(),
+            "average": average.averages if average else {},
+            "sums": sums,
+        }
+        if accelerator.is_main_process:
+            save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
+        accelerator.wait_for_everyone()
+
+    def report(step: int, split: str, figures: Figures) -> None:
+        if log:
+            log.write(step, split, figures)
+        accelerator.log({f"{split}/{name}": value for name, value in figures.items()}, step=step)
+
+    bar = tqdm(
+        total=config.total_steps,
+        initial=first_step,
+        desc=directory.name,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+    stream = batches(first_step)
+    since = _Clock(first_step)
+    for step in range(first_step, config.total_steps):
+        # The gradient of the global batch, a part at a time.
+        module.train()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step)
+        losses = []
+        for part in range(config.gradient_accumulation_steps):
+            batch = _to_device(next(stream), accelerator.device)
+            torch.manual_seed(derive_seed(seed, "dropout", step, part, accelerator.process_index))
+            with accelerator.accumulate(model), accelerator.autocast():
+                loss = objective.loss(model, batch, step)
+                accelerator.backward(loss.total)
+            losses.append({"loss": loss.total.detach(), **loss.figures})
+
+        # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
+        norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
+        figures = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
+        applied = torch.isfinite(norm) & _everywhere(torch.isfinite(figures["loss"]), accelerator)
+        if accelerator.scaler is None:
+            optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
+            counts_as_bad = ~applied
+        else:
+            counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)  # the scaler probes for overflow by itself
+        optimiser.step()
+        optimiser.zero_grad()
+        objective.end_step(step, applied, accelerator.reduce)
+        if average:
+            average.update(step, applied)
+        first_bad_step = torch.where(counts_as_bad, first_bad_step.clamp(max=step + 1), first_bad_step)
+        figures["gradient_norm"] = norm
+        sums = {name: sums.get(name, 0.0) + value.float() for name, value in figures.items()}
+
+        # Log, validate, save.
+        done = step + 1
+        last = done == config.total_steps
+        if done % config.log_every == 0 or last:
+            _stop_if_bad(first_bad_step, directory)
+            logged_steps = (done - 1) % config.log_every + 1
+            means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
+            figures = dict(zip(sums, means.tolist(), strict=True))
+            sums = {}
+            rate = since.images_per_second(done, config.batch_size)
+            report(done, "train", {**figures, "learning_rate": learning_rate(config, step), **rate})
+            bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False)
+        if done % config.validate_every == 0 or last:
+            with since.paused():
+                held_out = _validate(validate, done, module, average)
+                report(done, "validation", held_out)
+                if accelerator.is_main_process:
+                    bar.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
+        if done % config.save_every == 0 or last:
+            with since.paused():
+                save(done)
+        bar.update()
+    bar.close()
+
+    # The weights that later stages use.
+    with average.swapped_in() if average else nullcontext():
+        if accelerator.is_main_process:
+            export_model(directory, module.state_dict(), {**description, "step": config.total_steps})
+    accelerator.wait_for_everyone()
+
+
+def _validate(validate: Callable[[int], Figures], step: int, module: torch.nn.Module, average: WeightAverage | None) -> Figures:
+    """Figures of the weights that would be exported now."""
+    module.eval()
+    with torch.no_grad(), average.swapped_in() if average else nullcontext():
+        return validate(step)
+
+
+def _global_batches(parts: Iterator[Any], config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Any]]:
+    """The parts of each global batch together, on the device."""
+    while True:
+        yield [_to_device(next(parts), accelerator.device) for _ in range(config.gradient_accumulation_steps)]
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    """A NamedTuple of tensors, or of dictionaries of them, moved to `device`."""
+    moved = (
+        {name: x.to(device, non_blocking=True) for name, x in field.items()}
+        if isinstance(field, dict)
+        else field.to(device, non_blocking=True)
+        for field in batch
+    )
+    return type(batch)(*moved)
+
+
+def _everywhere(flag: Tensor, accelerator: Accelerator) -> Tensor:
+    """Whether a bool scalar is true on every process."""
+    return accelerator.reduce((~flag).float()) == 0 if accelerator.num_processes > 1 else flag
+
+
+def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
+    bad = first_bad_step.item()
+    if math.isfinite(bad):
+        raise UserError(
+            f"step {int(bad)}: the loss or its gradient was not finite; the update was left out and training stops. The last good "
+            f"checkpoint in {directory / 'checkpoints'} is kept: lower the learning rate or the precision and use another run_dir"
+        )
+
+
+class _Clock:
+    """Seconds spent on training steps since the last line of the log."""
+
+    def __init__(self, step: int):
+        self.step = step
+        self.began = time.monotonic()
+
+    def images_per_second(self, step: int, batch_size: int) -> Figures:
+        """Figures since the last call."""
+        seconds = time.monotonic() - self.began
+        images = (step - self.step) * batch_size
+        self.step, self.began = step, time.monotonic()
+        return {"seconds": seconds, "images_per_second": images / max(seconds, 1e-9)}
+
+    def paused(self) -> "_Pause":
+        """A block whose time does not count."""
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, clock: _Clock):
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.at = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self.clock.began += time.monotonic() - self.at

@@ -1,0 +1,25 @@
+"""metrics.jsonl: one line of figures for each logged step and each validation."""
+
+import json
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends lines; on resume, lines after the checkpoint's step are cut off first."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(line for line in lines if _step_of(line) <= first_step))
+
+    def write(self, step: int, split: str, figures: dict[str, float]) -> None:
+        """One line: the number of updates done, `train` or `validation`, and the figures."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # half a line, from a process that was killed while writing

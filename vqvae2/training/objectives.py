@@ -1,0 +1,110 @@
+"""What each stage trains: a module, its loss on a batch, and what is done once a step."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.autoencoder.codebooks import Codebooks, Reduce
+from vqvae2.prior.prior import Prior
+from vqvae2.seeding import keyed_generator
+
+
+class Loss(NamedTuple):
+    """The loss to be minimised, with its graph, and named figures to be logged, without."""
+
+    total: Tensor
+    figures: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What the training loop knows of a stage. Batches are NamedTuples of tensors, on the device."""
+
+    module: nn.Module
+
+    def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
+        """Before the first step of a new run: set what starts from data; `batches` are this process's parts of global batches."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        """The loss on one part of a batch; `model` is `module`, wrapped for several processes."""
+
+    def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
+        """After the optimiser's update; `applied` (bool scalar on the device) is false where it was left out."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold besides the module and the optimiser."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up `state` again."""
+
+
+class AutoencoderObjective:
+    """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss."""
+
+    def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
+        """`autoencoder`: on its device. `batch_size`: of the global batch."""
+        self.module = autoencoder
+        self.codebooks = Codebooks(autoencoder, batch_size, seed)
+
+    def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
+        self.codebooks.start(([(part.images, part.positions) for part in batch] for batch in batches), reduce)
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        reconstruction = model(batch.images)
+        losses = self.module.losses(batch.images, reconstruction)
+        self.codebooks.observe(reconstruction.quantised, batch.positions, step)
+        figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
+        return Loss(losses.total, figures)
+
+    def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
+        self.codebooks.update(step, applied, reduce)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.codebooks.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.codebooks.load_state(state)
+
+
+class PriorObjective:
+    """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+
+    def __init__(self, prior: Prior, batch_size: int, seed: int):
+        """`batch_size`: of the global batch."""
+        self.module = prior
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
+        """Nothing starts from data."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        labels = self._drop_labels(batch.labels, batch.positions, step)
+        nll = code_nll(model, self.module, batch.codes, labels).mean()
+        return Loss(nll, {"nats_per_code": nll.detach()})
+
+    def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
+        """Nothing moves but the weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """There is none."""
+
+    def _drop_labels(self, labels: Tensor, positions: Tensor, step: int) -> Tensor:
+        """Hide a share of the labels, by each image's place in the global batch."""
+        uniforms = torch.rand(self.batch_size, generator=keyed_generator(self.seed, "label dropout", step))
+        hidden = uniforms < self.module.config.label_dropout
+        return torch.where(hidden.to(labels.device)[positions], -1, labels)
+
+
+def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Negative log-likelihood of the codes of `prior`'s level in nats, (B, H, W); `model` is `prior`, wrapped or not."""
+    own = codes[prior.shape.name]
+    coarser = {shape.name: codes[shape.name] for shape in prior.coarser} or None
+    logits = model(own, coarser, labels)
+    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, own, reduction="none")

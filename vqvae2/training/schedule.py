@@ -1,0 +1,20 @@
+"""What changes with the step, as pure functions of it."""
+
+import math
+
+from vqvae2.config import TrainConfig
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """The rate of the update number `step`, counted from 0: linear warm-up, then constant or along half a cosine down to 0."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    if train.schedule == "constant":
+        return train.learning_rate
+    progress = (step - train.warmup_steps) / max(1, train.total_steps - train.warmup_steps)
+    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def average_decay(decay: float, step: int) -> float:
+    """The decay of the weight average at `step`, rising to `decay` so that the first weights are soon forgotten."""
+    return min(decay, (1 + step) / (10 + step))
