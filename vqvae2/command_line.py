@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from vqvae2.config import Config, check
 from vqvae2.errors import UserError
@@ -17,6 +17,8 @@ FOOT = "The fields of a prior are listed by --priors.help; set one as --priors.L
 INTERRUPTED = 130
 
 T = TypeVar("T")
+
+set_parsing_settings(unset_sentinel=True)  # or null would pass for a value of every type
 
 
 class OneLineParser(ArgumentParser):
@@ -39,12 +41,13 @@ def parse_config(arguments: Sequence[str] | None = None, description: str = "", 
     Returns:
         The checked configuration, and the values of `options`.
     """
-    parser = OneLineParser(description=description, epilog=FOOT)
+    parser = OneLineParser(description=description, epilog=FOOT, allow_abbrev=False)
     parser.add_argument("--config", action="config", help=f"the run's YAML file (default: {DEFAULT_CONFIG.name})")
     for name, kind in options.items():
         parser.add_argument(f"--{name}", type=kind | None, default=None, help=OPTION_HELP[name])
     parser.add_class_arguments(Config)
     namespace = parser.parse_args(_config_first(sys.argv[1:] if arguments is None else arguments))
+    _refuse_empty_sections(namespace)
     values = parser.instantiate(namespace)
     config = Config(**{key: values[key] for key in Config.__dataclass_fields__})
     check(config)
@@ -52,6 +55,14 @@ def parse_config(arguments: Sequence[str] | None = None, description: str = "", 
 
 
 OPTION_HELP = {"level": "train the prior of this level only (default: of every level below the coarsest)"}
+
+
+def _refuse_empty_sections(namespace: Namespace) -> None:
+    sections = {name: namespace[name] for name in ("images", "autoencoder", "stage1", "stage2")}
+    sections |= {f"priors.{name}.train": prior["train"] for name, prior in namespace.priors.items()}
+    for key, section in sections.items():
+        if section is None:
+            raise UserError(f"{key}: empty: give it fields, or leave it out")
 
 
 def _config_first(arguments: Sequence[str]) -> list[str]:
@@ -88,7 +99,7 @@ def _check_yaml(path: Path) -> None:
 
 def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
     """The fields of a dataclass from flags."""
-    parser = OneLineParser(description=description)
+    parser = OneLineParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind)
     values = parser.instantiate(parser.parse_args(arguments))
     return kind(**{key: values[key] for key in kind.__dataclass_fields__})

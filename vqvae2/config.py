@@ -75,6 +75,7 @@ class AutoencoderConfig:
         codebook_update: ema (moving average of the features) or loss (gradient of the codebook loss).
         ema_decay: gamma, the decay of that moving average.
         revival_window_images: codes unused over this many images are revived from current features; 0: never.
+        continuous_steps: steps trained without quantisation before the codebooks start from the features; at most half of all.
     """
 
     levels: list[LevelConfig]
@@ -86,6 +87,7 @@ class AutoencoderConfig:
     codebook_update: Literal["ema", "loss"] = "ema"
     ema_decay: float = 0.99
     revival_window_images: int = 4096
+    continuous_steps: int = 50
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requir
     yield Requirement(len(levels) > 0, "autoencoder.levels", levels, "at least one level")
     for key in ("hidden_channels", "residual_channels"):
         yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 2 if key == "hidden_channels" else 1)
-    for key in ("residual_layers", "commitment_weight", "revival_window_images"):
+    for key in ("residual_layers", "commitment_weight", "revival_window_images", "continuous_steps"):
         yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 0)
     decay = autoencoder.ema_decay
     yield Requirement(0 <= decay < 1, "autoencoder.ema_decay", decay, "0 or more and less than 1")

@@ -54,7 +54,7 @@ def train_autoencoder(config: Config) -> None:
         grid = directory / "images" / f"step_{step:08d}.png"
         return validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
 
-    objective = AutoencoderObjective(autoencoder, stage1.batch_size, config.seed)
+    objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
     train(objective, batches, validate, stage1, directory, config.seed, accelerator, description)
     accelerator.end_training()

@@ -63,14 +63,18 @@ class Autoencoder(nn.Module):
         )
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction through all levels."""
+    def forward(self, images: Tensor, quantise: bool = True) -> Reconstruction:
+        """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction through all levels.
+
+        With `quantise` false the features go on to the decoders as they are.
+        """
         quantised = []
         context = None
         for features, to_codes, quantiser, decode in zip(
             self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True
         ):
-            result = quantiser(to_codes(_join(features, context)))
+            to_vectors = quantiser if quantise else quantiser.pass_through
+            result = to_vectors(to_codes(_join(features, context)))
             quantised.append(result)
             context = decode(_join(result.vectors, context))
         return Reconstruction(context, quantised)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.quantiser import Quantised, nearest_codes
+from vqvae2.averaging import average_decay
 from vqvae2.seeding import keyed_generator
 
 VECTORS_PER_CODE = 64  # that k-means looks at
 KMEANS_ITERATIONS = 10
+EARLY_CHECKS = 32  # for unused codes within the first window
 EMPTY = 1e-6  # a code with a smaller moving count keeps its vector: it has nothing to average
 
 Reduce = Callable[[Tensor], Tensor]
@@ -165,18 +167,18 @@ class Codebooks:
             level.count, level.sum = next(sums), next(sums).view_as(level.sum)
             _keep(level.window_count, level.window_count + level.count, applied)
             if self.ema:
-                self._move_average(level, applied)
+                self._move_average(level, average_decay(self.decay, step), applied)
             if revives:
                 self._revive(level, next(sums).view_as(level.codebook), applied)
             level.clear()
 
-    def _move_average(self, level: _Level, applied: Tensor) -> None:
-        """N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum, e = m / N.
+    def _move_average(self, level: _Level, decay: float, applied: Tensor) -> None:
+        """N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum, e = m / N, with the decay warmed up.
 
         Both averages start together, so that their ratio needs no correction for a start at zero.
         """
-        _keep(level.average_count, level.average_count.lerp(level.count, 1 - self.decay), applied)
-        _keep(level.average_sum, level.average_sum.lerp(level.sum, 1 - self.decay), applied)
+        _keep(level.average_count, level.average_count.lerp(level.count, 1 - decay), applied)
+        _keep(level.average_sum, level.average_sum.lerp(level.sum, 1 - decay), applied)
         count = level.average_count[:, None]
         mean = level.average_sum / count.clamp(min=EMPTY)
         level.codebook.copy_(torch.where(count > EMPTY, mean, level.codebook))
@@ -189,7 +191,10 @@ class Codebooks:
         _keep(level.window_count, torch.zeros_like(level.window_count), applied)
 
     def _revives(self, step: int) -> bool:
-        return self.window_steps > 0 and (step + 1) % self.window_steps == 0
+        """At the end of each window, and more often within the first one: most codes are lost in the beginning."""
+        done, window = step + 1, self.window_steps
+        often = max(1, window // EARLY_CHECKS)
+        return window > 0 and (done % window == 0 or (done < window and done % often == 0))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs besides the codebooks."""

@@ -72,6 +72,12 @@ class Quantiser(nn.Module):
         vectors = rearrange(straight_through, "(b h w) d -> b d h w", b=len(features), h=height)
         return Quantised(vectors, codes, features.detach(), commitment_loss, codebook_loss)
 
+    def pass_through(self, features: Tensor) -> Quantised:
+        """(B, D, H, W) -> the same as vectors, while the codebook has not been started: codes and losses are zero."""
+        codes = torch.zeros_like(features[:, 0], dtype=torch.long)
+        nothing = 0 * self.codebook.sum()
+        return Quantised(features, codes, features.detach().to(self.codebook.dtype), nothing, nothing)
+
     def look_up(self, codes: Tensor) -> Tensor:
         """Codes (B, H, W) -> their code vectors (B, D, H, W)."""
         return rearrange(self.codebook[codes], "b h w d -> b d h w")

@@ -1,7 +1,8 @@
 """An LMDB of codes: a header in JSON, and one record for each image with all levels' codes, its label and its name.
 
-A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of the name (2 bytes), the name in UTF-8, then each
-level's codes row by row in the smallest unsigned type that holds K - 1; numbers little-endian. Its key is its index, 8 bytes, big-endian.
+A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of the name (2 bytes), the name in
+UTF-8, then each level's codes row by row in the smallest unsigned type that holds K - 1; numbers little-endian. Its key is its
+index, 8 bytes, big-endian.
 """
 
 import json
@@ -9,9 +10,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import index as whole_number
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from vqvae2.config import LevelShape
 from vqvae2.errors import UserError
+from vqvae2.run_directory import make_dir
 
 FORMAT = "vqvae2 codes"
 FORMAT_VERSION = 1
@@ -128,19 +133,19 @@ class CodeStore:
         self._opened: tuple[int, lmdb.Environment] | None = None
         self.header = read_header(self.path)
         written = self._environment().stat()["entries"] - 1
+        self.close()
         if written < self.header.count:
             raise UserError(f"{self.path}: holds {written} of {self.header.count} images: run stage 2 again, it goes on from there")
-        self.close()
 
     def __len__(self) -> int:
         return self.header.count
 
     def __getitem__(self, index: int) -> Codes:
+        index = whole_number(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: image {index} of {len(self)}")
         index %= len(self)
-        with self._environment().begin(buffers=False) as transaction:
-            content = transaction.get(_key(index))
+        content = _get(self._environment(), _key(index))
         try:
             return unpack(content or b"", self.header.levels)
         except ValueError as error:
@@ -155,9 +160,7 @@ class CodeStore:
         return {**self.__dict__, "_opened": None}
 
     def close(self) -> None:
-        """Close the file; it is opened again when needed."""
-        if self._opened is not None and self._opened[0] == os.getpid():
-            self._opened[1].close()
+        """Let go of the file, which closes with its last user; it is opened again when needed."""
         self._opened = None
 
     def _environment(self) -> lmdb.Environment:
@@ -166,25 +169,62 @@ class CodeStore:
         return self._opened[1]
 
 
+# LMDB allows a process to open a file once, so that its readers share what is open: by process and file.
+_environments: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
+
+
 def _open(path: Path) -> lmdb.Environment:
     if not path.exists():
         raise UserError(f"{path}: no codes there: run stage 2 first")
+    for other, inherited in list(_environments.items()):
+        if other[0] != os.getpid():
+            inherited.close()  # this process's copy, from before a fork; the parent keeps its own
+    file = _file(path)
+    key = (os.getpid(), file.st_dev, file.st_ino)
+    environment = _environments.get(key)
+    if environment is None:
+        with _opening(path):
+            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir())
+        _refuse_cut_off(environment, path)
+        _environments[key] = environment
+    return environment
+
+
+def _file(path: Path) -> os.stat_result:
+    file = path / "data.mdb" if path.is_dir() else path
+    if not file.exists():
+        raise UserError(f"{path}: not a store of codes ({file.name} is missing): run stage 2 into another folder")
+    return file.stat()
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
     try:
-        return lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir())
+        yield
     except lmdb.Error as error:
-        raise UserError(f"{path}: cannot be opened ({error}): delete it and run stage 2 again") from error
+        raise UserError(f"{path}: cannot be opened ({error}): if it is damaged, delete it and run stage 2 again") from error
+
+
+def _refuse_cut_off(environment: lmdb.Environment, path: Path) -> None:
+    """LMDB maps the file into memory: reading past its end would kill the process."""
+    pages = environment.info()["last_pgno"] + 1
+    if _file(path).st_size < pages * environment.stat()["psize"]:
+        environment.close()
+        raise UserError(f"{path}: cut off, its end is missing: delete it and run stage 2 again")
+
+
+def _get(environment: lmdb.Environment, key: bytes) -> bytes | None:
+    with environment.begin() as transaction:
+        return transaction.get(key)
 
 
 def read_header(path: Path) -> Header:
     """The header of a store, finished or not."""
-    environment = _open(path)
     try:
-        with environment.begin() as transaction:
-            return Header.from_json(transaction.get(HEADER_KEY), path)
+        content = _get(_open(path), HEADER_KEY)
     except lmdb.Error as error:
         raise UserError(f"{path}: cannot be read ({error}): delete it and run stage 2 again") from error
-    finally:
-        environment.close()
+    return Header.from_json(content, path)
 
 
 class CodeWriter:
@@ -198,8 +238,10 @@ class CodeWriter:
         """
         self.path = path
         self.header = header
-        path.mkdir(parents=True, exist_ok=True)
-        self._environment = lmdb.open(str(path), map_size=FIRST_MAP_BYTES)
+        make_dir(path)
+        with _opening(path):
+            self._environment = lmdb.open(str(path), map_size=FIRST_MAP_BYTES)
+        _refuse_cut_off(self._environment, path)
         with self._environment.begin() as transaction:
             stored = transaction.get(HEADER_KEY)
             entries = transaction.stat()["entries"]

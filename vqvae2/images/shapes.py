@@ -27,7 +27,8 @@ def _coverage(name: str, random: np.random.Generator, height: int, width: int) -
     """Share of each pixel that the shape covers, (height, width) in [0, 1]."""
     side = min(height, width)
     radius = random.uniform(0.26, 0.40) * side
-    centre = [random.uniform(radius + 1, extent - radius - 1) for extent in (width, height)]
+    margins = [min(radius + 1, extent / 2) for extent in (width, height)]
+    centre = [random.uniform(margin, extent - margin) for margin, extent in zip(margins, (width, height), strict=True)]
     turn = random.uniform(-math.pi, math.pi) if name in ("crescent", "star") else random.uniform(-0.4, 0.4)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vqvae2.training.schedule import average_decay
+from vqvae2.averaging import average_decay
 
 
 class WeightAverage:

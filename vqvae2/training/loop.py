@@ -71,8 +71,6 @@ def train(
             average.load(checkpoint.groups["average"])
         sums = {name: x.to(accelerator.device) for name, x in checkpoint.groups["sums"].items()}
         accelerator.print(f"going on from step {first_step}")
-    else:
-        objective.start(_global_batches(batches(0), config, accelerator), accelerator.reduce)
     compiled = torch.compile(module) if config.compile else module
     model, optimiser = accelerator.prepare(compiled, optimiser)
     first_bad_step = torch.full((), torch.inf, device=accelerator.device)
@@ -107,6 +105,10 @@ def train(
     stream = batches(first_step)
     since = _Clock(first_step)
     for step in range(first_step, config.total_steps):
+        if step == objective.start_step:
+            with accelerator.autocast():
+                objective.start(_global_batches(batches(step), config, accelerator), accelerator.reduce)
+
         # The gradient of the global batch, a part at a time.
         module.train()
         for group in optimiser.param_groups:

@@ -24,9 +24,10 @@ class Objective(Protocol):
     """What the training loop knows of a stage. Batches are NamedTuples of tensors, on the device."""
 
     module: nn.Module
+    start_step: int
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
-        """Before the first step of a new run: set what starts from data; `batches` are this process's parts of global batches."""
+        """Before the step `start_step`: set what starts from data; `batches` are this process's parts of global batches."""
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         """The loss on one part of a batch; `model` is `module`, wrapped for several processes."""
@@ -42,31 +43,43 @@ class Objective(Protocol):
 
 
 class AutoencoderObjective:
-    """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss."""
+    """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss.
 
-    def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
+    In the first steps nothing is quantised: the features of a new network say nothing yet, and codebooks that start from them
+    are left behind by the first updates.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
         """`autoencoder`: on its device. `batch_size`: of the global batch."""
         self.module = autoencoder
+        self.start_step = min(autoencoder.config.continuous_steps, total_steps // 2)
+        self.started = False
         self.codebooks = Codebooks(autoencoder, batch_size, seed)
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
+        self.started = True
         self.codebooks.start(([(part.images, part.positions) for part in batch] for batch in batches), reduce)
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        reconstruction = model(batch.images)
+        reconstruction = model(batch.images, quantise=step >= self.start_step)
         losses = self.module.losses(batch.images, reconstruction)
-        self.codebooks.observe(reconstruction.quantised, batch.positions, step)
+        if step >= self.start_step:
+            self.codebooks.observe(reconstruction.quantised, batch.positions, step - self.start_step)
         figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
         return Loss(losses.total, figures)
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
-        self.codebooks.update(step, applied, reduce)
+        if step >= self.start_step:
+            self.codebooks.update(step - self.start_step, applied, reduce)
 
     def state(self) -> dict[str, Tensor]:
-        return self.codebooks.state()
+        return {**self.codebooks.state(), "start_step": torch.tensor(self.start_step if self.started else -1)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.codebooks.load_state(state)
+        began = int(state["start_step"])
+        if began >= 0:  # another number of steps in all would move it
+            self.start_step, self.started = began, True
 
 
 class PriorObjective:
@@ -75,6 +88,7 @@ class PriorObjective:
     def __init__(self, prior: Prior, batch_size: int, seed: int):
         """`batch_size`: of the global batch."""
         self.module = prior
+        self.start_step = 0
         self.batch_size = batch_size
         self.seed = seed
 

@@ -13,8 +13,3 @@ def learning_rate(train: TrainConfig, step: int) -> float:
         return train.learning_rate
     progress = (step - train.warmup_steps) / max(1, train.total_steps - train.warmup_steps)
     return train.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def average_decay(decay: float, step: int) -> float:
-    """The decay of the weight average at `step`, rising to `decay` so that the first weights are soon forgotten."""
-    return min(decay, (1 + step) / (10 + step))

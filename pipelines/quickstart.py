@@ -1,0 +1,40 @@
+"""Every stage in small, on pictures that are drawn on the fly: runs the commands that it prints."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vqvae2.command_line import parse_config, run
+from vqvae2.errors import UserError
+
+PIPELINES = Path(__file__).parent
+
+
+def main() -> None:
+    config, _ = parse_config(description=__doc__)
+    began = time.monotonic()
+    for stage in (1, 2, 3, 4):
+        call(f"stage{stage}", *sys.argv[1:])
+    call("sample", "--run_dir", config.run_dir, "--num_images", "64")
+
+    run_dir = Path(config.run_dir)
+    newest = max((run_dir / "stage1" / "images").glob("*.png"))
+    grid = max((run_dir / "samples").glob("grid_*.png"), key=lambda path: path.stat().st_mtime)
+    print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"reconstructions (originals, from the top alone, from all levels): {newest}")
+    print(f"samples: {grid}")
+
+
+def call(pipeline: str, *arguments: str) -> None:
+    """Run one of the neighbours, as a user would."""
+    command = [sys.executable, str(PIPELINES / f"{pipeline}.py"), *arguments]
+    print(f"\n$ python pipelines/{pipeline}.py {shlex.join(arguments)}", flush=True)
+    code = subprocess.run(command).returncode
+    if code != 0:
+        raise UserError(f"{pipeline} stopped with exit code {code}, see above")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,167 @@
+"""The hierarchical autoencoder: who sees what, for one to four levels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqvae2.autoencoder.artefact import build_autoencoder
+from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.config import AutoencoderConfig, LevelConfig
+from vqvae2.images.convert import to_float, to_uint8
+
+STRIDES = {1: [4], 2: [8, 2], 3: [8, 4, 2], 4: [16, 8, 4, 2]}
+NAMES = ["top", "upper", "lower", "bottom"]
+
+
+def tiny(levels: int, channels: int = 3, dtype: torch.dtype = torch.float32, **options) -> Autoencoder:
+    """An autoencoder of the levels' strides above, whose features, unlike those of a new network, use many codes."""
+    config = AutoencoderConfig(
+        [LevelConfig(NAMES[i], stride, codebook_size=7 + i, code_dim=3 + i) for i, stride in enumerate(STRIDES[levels])],
+        hidden_channels=12,
+        residual_channels=6,
+        residual_layers=1,
+        **options,
+    )
+    autoencoder = build_autoencoder(config, channels, seed=0)
+    for i, layer in enumerate(autoencoder.to_codes):
+        flat = features_of(autoencoder, some_images(channels))[i].transpose(0, 1).flatten(1)
+        layer.weight.data.div_(flat.std(1).view(-1, 1, 1, 1))
+        layer.bias.data.sub_(flat.mean(1)).div_(flat.std(1))
+    return autoencoder.to(dtype)
+
+
+def some_images(channels: int = 3, count: int = 2) -> torch.Tensor:
+    return torch.randint(256, (count, channels, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def features_of(autoencoder: Autoencoder, images: torch.Tensor) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [x.features for x in autoencoder(images).quantised]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_decoding_the_codes_gives_the_reconstruction(levels: int, channels: int) -> None:
+    """encode gives the codes of forward on each level's grid, and decode of them the images of forward."""
+    autoencoder = tiny(levels, channels, torch.float64)
+    images = some_images(channels)
+    with torch.no_grad():
+        reconstruction = autoencoder(images)
+    codes = autoencoder.encode(images)
+    assert list(codes) == NAMES[:levels]
+    for level, result in zip(autoencoder.config.levels, reconstruction.quantised, strict=True):
+        assert codes[level.name].shape == (2, 32 // level.stride, 48 // level.stride)
+        assert torch.equal(codes[level.name], result.codes)
+        assert len(result.codes.unique()) > 1
+    assert reconstruction.images.dtype == torch.float64
+    decoded = autoencoder.decode(codes)
+    assert decoded.shape == images.shape
+    assert decoded.float().std() > 1
+    assert torch.equal(decoded, to_uint8(reconstruction.images))
+
+
+def test_images_may_come_as_floats() -> None:
+    """uint8 images and the same ones in [-1, 1] have the same reconstruction."""
+    autoencoder = tiny(2)
+    images = some_images()
+    assert torch.equal(autoencoder(images).images, autoencoder(to_float(images)).images)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_finer_levels_are_quantised_knowing_all_coarser_ones(levels: int) -> None:
+    """Other code vectors at one level change the features of every finer level, even past levels that say nothing, and no coarser ones."""
+    for changed in range(levels - 1):
+        autoencoder = tiny(levels)
+        for silent in autoencoder.quantisers[changed + 1 :]:
+            silent.codebook.data.zero_()  # so that a finer level can know of it only from what is handed past this one
+        before = features_of(autoencoder, some_images())
+        autoencoder.quantisers[changed].codebook.data.neg_()
+        after = features_of(autoencoder, some_images())
+        for i in range(levels):
+            assert torch.equal(before[i], after[i]) == (i <= changed), (changed, i)
+
+
+def test_an_encoder_knows_nothing_of_the_codes() -> None:
+    """The coarsest level's features are those of its encoder alone, which reads the finer encoders' output."""
+    autoencoder = tiny(2)
+    images = some_images()
+    fine = autoencoder.encoders[1](to_float(images))
+    coarse = autoencoder.to_codes[0](autoencoder.encoders[0](fine))
+    assert torch.allclose(features_of(autoencoder, images)[0], coarse, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_every_level_shows_in_the_image(levels: int) -> None:
+    """Other codes at any one level give another image."""
+    autoencoder = tiny(levels)
+    codes = autoencoder.encode(some_images())
+    image = autoencoder.decode(codes)
+    for level in autoencoder.config.levels:
+        other = {**codes, level.name: (codes[level.name] + 1) % level.codebook_size}
+        assert not torch.equal(autoencoder.decode(other), image), level.name
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_left_out_levels_show_their_mean_code_vector(kept: int) -> None:
+    """Decoding the coarser levels alone equals decoding finer codebooks whose every row is the codebook's mean."""
+    autoencoder = tiny(3)
+    codes = autoencoder.encode(some_images())
+    coarse_only = autoencoder.decode({name: codes[name] for name in NAMES[:kept]})
+    for quantiser in autoencoder.quantisers[kept:]:
+        quantiser.codebook.data.copy_(quantiser.codebook.mean(0).expand_as(quantiser.codebook))
+    expected = autoencoder.decode(codes).int()
+    assert (coarse_only.int() - expected).abs().max() <= 1
+    assert expected.float().std() > 1
+
+
+def test_double_agrees_with_float32() -> None:
+    """The float64 model gives the float32 reconstruction, but for rounding."""
+    images = some_images()
+    with torch.no_grad():
+        single, double = tiny(3)(images), tiny(3, dtype=torch.float64)(images)
+    for a, b in zip(single.quantised, double.quantised, strict=True):
+        assert torch.equal(a.codes, b.codes)
+    assert torch.allclose(single.images.double(), double.images, atol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["ema", "loss"])
+@pytest.mark.parametrize(("loss", "distance"), [("mse", F.mse_loss), ("l1", F.l1_loss)])
+def test_losses_are_the_papers(loss: str, distance, update: str) -> None:
+    """Pixel distance + beta x commitment; the codebook term counts only where a gradient moves the codebook."""
+    autoencoder = tiny(2, reconstruction_loss=loss, codebook_update=update, commitment_weight=0.4)
+    images = some_images()
+    reconstruction = autoencoder(images)
+    losses = autoencoder.losses(images, reconstruction)
+    apart = sum(F.mse_loss(x.vectors, x.features) for x in reconstruction.quantised)
+    pixels = distance(reconstruction.images, images / 127.5 - 1)
+    expected = pixels + 0.4 * apart + (apart if update == "loss" else 0)
+    assert torch.allclose(losses.total, expected)
+    assert torch.allclose(losses.reconstruction, pixels)
+    losses.total.backward()
+    assert all((x.codebook.grad is not None) == (update == "loss") for x in autoencoder.quantisers)
+
+
+@pytest.mark.parametrize(
+    ("strides", "residual_channels", "weights"),
+    [([8, 4], 64, 1_716_739), ([8, 4], 32, 1_388_803), ([32, 16, 8], 64, 3_098_563), ([16, 8, 4], 32, 2_082_115)],
+)
+def test_number_of_weights(strides: list[int], residual_channels: int, weights: int) -> None:
+    """The published sizes have the recorded number of weights: a change would break trained models."""
+    levels = [LevelConfig(NAMES[i], stride, codebook_size=512, code_dim=64) for i, stride in enumerate(strides)]
+    config = AutoencoderConfig(levels, hidden_channels=128, residual_channels=residual_channels, residual_layers=2)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config, channels=3)
+    assert sum(p.numel() for p in autoencoder.parameters()) == weights
+
+
+def test_weights_follow_from_the_seed_alone() -> None:
+    """The same seed builds the same weights whatever was drawn before; the surrounding random state is left as it was."""
+    config = tiny(2).config
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = build_autoencoder(config, 3, seed=1).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    second, other = (build_autoencoder(config, 3, seed=seed).state_dict() for seed in (1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["to_codes.0.weight"], other["to_codes.0.weight"])

@@ -1,0 +1,335 @@
+"""The LMDB store of codes."""
+
+import os
+import pickle
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vqvae2.codes import CodeStore, store
+from vqvae2.codes.loading import load_code_batches
+from vqvae2.codes.store import Codes, CodeWriter, Header
+from vqvae2.config import LevelShape
+from vqvae2.errors import UserError
+from vqvae2.images.order import in_order
+
+LEVELS = [LevelShape("top", 2, 3, 512), LevelShape("bottom", 4, 6, 256)]
+HEADER = Header(LEVELS, ["Hut", "Schühe"], 6, "no", "ab12")
+
+
+def make_codes(header: Header, seed: int = 0) -> list[Codes]:
+    """Records for every image of a store, the highest code of each level among them."""
+    random = np.random.default_rng(seed)
+    records = []
+    for i in range(header.count):
+        codes = {}
+        for name, height, width, codebook_size in header.levels:
+            codes[name] = torch.from_numpy(random.integers(0, codebook_size, (height, width)))
+            codes[name][0, 0] = codebook_size - 1
+        records.append(Codes(codes, i % 3 - 1, f"Schühe/画像_{i}.png"))
+    return records
+
+
+def write(path: Path, header: Header, records: list[Codes], at_a_time: int = 4) -> Path:
+    """A store of records."""
+    writer = CodeWriter(path, header)
+    for i in range(0, len(records), at_a_time):
+        writer.write(records[i : i + at_a_time])
+    writer.close()
+    return path
+
+
+def same(one: Codes, other: Codes) -> bool:
+    """Whether two records are equal, types included."""
+    if (one.codes.keys(), one.label, one.name) != (other.codes.keys(), other.label, other.name):
+        return False
+    return all(torch.equal(x, other.codes[name]) for name, x in one.codes.items())
+
+
+def content(path: Path) -> dict[bytes, bytes]:
+    """All that is stored at `path`, read with lmdb alone."""
+    environment = lmdb.open(str(path), readonly=True, lock=False)
+    with environment.begin() as transaction:
+        found = {bytes(key): bytes(value) for key, value in transaction.cursor()}
+    environment.close()
+    return found
+
+
+def put(path: Path, key: bytes, value: bytes) -> None:
+    """Overwrite one stored value, with lmdb alone."""
+    path.mkdir(exist_ok=True)
+    environment = lmdb.open(str(path))
+    with environment.begin(write=True) as transaction:
+        transaction.put(key, value)
+    environment.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "codes.lmdb", HEADER, make_codes(HEADER))
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "bytes_a_code"),
+    [(2, 1), (256, 1), (257, 2), (512, 2), (65536, 2), (65537, 4)],
+)
+def test_round_trip_in_the_smallest_type(tmp_path: Path, codebook_size: int, bytes_a_code: int):
+    """Codes, labels and names come back, and a code takes as few whole bytes as hold K - 1."""
+    header = replace(HEADER, levels=[LevelShape("top", 5, 7, codebook_size)])
+    records = make_codes(header)
+    opened = CodeStore(write(tmp_path / "codes.lmdb", header, records))
+    assert opened.header == header and len(opened) == 6
+    assert all(same(a, b) for a, b in zip(opened, records, strict=True))
+    expected = 4 + 4 + 2 + len(records[0].name.encode()) + 35 * bytes_a_code
+    opened.close()
+    assert len(content(opened.path)[bytes(8)]) == expected
+
+
+def test_a_record_is_laid_out_as_documented(path: Path):
+    """Another program can read a record from the description of the format alone."""
+    record = content(path)[(3).to_bytes(8, "big")]
+    _, label, length = struct.unpack("<IiH", record[:10])
+    top = np.frombuffer(record, "<u2", 6, 10 + length).reshape(2, 3)
+    bottom = np.frombuffer(record, "u1", 24, 10 + length + 12).reshape(4, 6)
+    expected = make_codes(HEADER)[3]
+    assert (label, record[10 : 10 + length].decode()) == (expected.label, expected.name)
+    assert np.array_equal(top, expected.codes["top"]) and np.array_equal(bottom, expected.codes["bottom"])
+
+
+def test_a_record_takes_13_kilobytes_at_most(tmp_path: Path):
+    """The codes of a 256x256 image, 32x32 and 64x64 of 512, on disk with all that LMDB adds."""
+    levels = [LevelShape("top", 32, 32, 512), LevelShape("bottom", 64, 64, 512)]
+    header = replace(HEADER, levels=levels, count=200)
+    write(tmp_path / "codes.lmdb", header, make_codes(header), at_a_time=16)
+    assert os.stat(tmp_path / "codes.lmdb" / "data.mdb").st_blocks * 512 / 200 <= 13_000
+    assert os.path.getsize(tmp_path / "codes.lmdb" / "data.mdb") / 200 <= 13_000
+
+
+def test_names_that_are_no_utf8_come_back(tmp_path: Path):
+    """A file name of another encoding survives, as Python spells it."""
+    header = replace(HEADER, count=1)
+    record = make_codes(header)[0]._replace(name=os.fsdecode(b"M\xe4rz.png"))
+    assert CodeStore(write(tmp_path / "codes.lmdb", header, [record]))[0].name == os.fsdecode(b"M\xe4rz.png")
+
+
+def test_indexing(path: Path):
+    """Negative indices count from the end, NumPy's integers will do, and others are refused as in a list."""
+    opened, records = CodeStore(path), make_codes(HEADER)
+    assert same(opened[-1], records[5]) and same(opened[-6], records[0])
+    assert same(opened[np.int64(2)], records[2])
+    for index in (6, -7):
+        with pytest.raises(IndexError):
+            opened[index]
+    with pytest.raises(TypeError):
+        opened["0"]
+
+
+def test_an_interrupted_writer_goes_on(path: Path, tmp_path: Path):
+    """A half-written store is refused with the numbers; a writer goes on from there to the same content."""
+    half = write(tmp_path / "half.lmdb", HEADER, make_codes(HEADER)[:4])
+    with pytest.raises(UserError, match=r"half\.lmdb: holds 4 of 6 images: run stage 2 again"):
+        CodeStore(half)
+    writer = CodeWriter(half, HEADER)
+    assert writer.written == 4
+    writer.write(make_codes(HEADER)[4:])
+    writer.close()
+    assert content(half) == content(path) and len(CodeStore(half)) == 6
+
+
+def test_a_killed_writer_leaves_whole_batches(tmp_path: Path):
+    """What was written before a process died is there, and nothing of what it had not finished."""
+    if (child := os.fork()) == 0:
+        writer = CodeWriter(tmp_path / "codes.lmdb", HEADER)
+        writer.write(make_codes(HEADER)[:3])
+        with writer._environment.begin(write=True) as transaction:
+            transaction.put(bytes(7) + b"\x03", b"unfinished")
+            os._exit(0)
+    os.waitpid(child, 0)
+    writer = CodeWriter(tmp_path / "codes.lmdb", HEADER)
+    assert writer.written == 3
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("autoencoder_sha256", "cd34", "autoencoder_sha256 was 'ab12' and is now 'cd34'"),
+        ("count", 7, "count was 6 and is now 7"),
+        ("precision", "bf16", "precision was 'no' and is now 'bf16'"),
+        ("classes", ["Hut"], "classes was"),
+        ("levels", LEVELS[:1], "levels was"),
+    ],
+)
+def test_codes_made_differently_are_not_mixed(path: Path, field: str, value, says: str):
+    """A writer with another header is refused with what differs alone, and the store stays as it was."""
+    before = content(path)
+    with pytest.raises(UserError, match=f"made differently: {says}[^;]*: delete"):
+        CodeWriter(path, replace(HEADER, **{field: value}))
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("where", [0, 4, 8, 12, -1])
+def test_a_damaged_record_is_named(path: Path, where: int):
+    """One changed byte anywhere in a record is found; the other records can still be read."""
+    key = (2).to_bytes(8, "big")
+    record = bytearray(content(path)[key])
+    record[where] ^= 1
+    put(path, key, bytes(record))
+    opened = CodeStore(path)
+    with pytest.raises(UserError, match=r"codes\.lmdb: the record of image 2 is damaged"):
+        opened[2]
+    assert same(opened[1], make_codes(HEADER)[1])
+
+
+@pytest.mark.parametrize("left", [0, 5, 20])
+def test_a_shortened_record_is_named(path: Path, left: int):
+    """So is a record whose end is missing."""
+    key = (2).to_bytes(8, "big")
+    put(path, key, content(path)[key][:left])
+    with pytest.raises(UserError, match="the record of image 2 is damaged"):
+        CodeStore(path)[2]
+
+
+@pytest.mark.parametrize("header", [b"", b"no json", b"[]", b"{}", b'{"format": "x", "format_version": 1}'])
+def test_a_foreign_store_is_refused(tmp_path: Path, header: bytes):
+    """An LMDB without our header is neither read nor written into."""
+    put(tmp_path / "foreign.lmdb", b"header", header)
+    before = content(tmp_path / "foreign.lmdb")
+    for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
+        with pytest.raises(UserError, match=r"foreign\.lmdb: not a store of codes"):
+            open_(tmp_path / "foreign.lmdb")
+    assert content(tmp_path / "foreign.lmdb") == before
+
+
+def test_a_foreign_store_without_any_header_is_refused(tmp_path: Path):
+    """The same where the foreign LMDB has only other keys."""
+    put(tmp_path / "foreign.lmdb", b"picture", b"x")
+    for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
+        with pytest.raises(UserError, match=r"foreign\.lmdb: not a store of codes"):
+            open_(tmp_path / "foreign.lmdb")
+
+
+def test_another_version_is_refused(path: Path):
+    """A store of another format version is refused with both numbers."""
+    put(path, b"header", HEADER.to_json().replace(b'"format_version": 1', b'"format_version": 9'))
+    for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
+        with pytest.raises(UserError, match="format version 9, and this program reads 1"):
+            open_(path)
+
+
+def test_a_missing_store_is_named(tmp_path: Path):
+    """A path without a store is refused with the stage that makes it, and is not made by looking."""
+    with pytest.raises(UserError, match=r"gone\.lmdb: no codes there: run stage 2 first"):
+        CodeStore(tmp_path / "gone.lmdb")
+    assert not (tmp_path / "gone.lmdb").exists()
+
+
+def test_what_is_no_lmdb_is_named(tmp_path: Path):
+    """A file of another kind and a folder without a database are messages, for readers and writers."""
+    (tmp_path / "file.lmdb").write_text("x" * 10_000)
+    (tmp_path / "folder.lmdb").mkdir()
+    (tmp_path / "broken.lmdb").mkdir()
+    (tmp_path / "broken.lmdb" / "data.mdb").write_text("x" * 10_000)
+    for name in ("file", "folder", "broken"):
+        with pytest.raises(UserError, match=rf"{name}\.lmdb: (cannot be opened|not a store)"):
+            CodeStore(tmp_path / f"{name}.lmdb")
+    for name in ("file", "broken"):
+        with pytest.raises(UserError, match=rf"{name}\.lmdb: cannot be (opened|written)"):
+            CodeWriter(tmp_path / f"{name}.lmdb", HEADER)
+
+
+def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
+    """A file whose end is missing, as after a broken copy, is a message and does not kill the process."""
+    header = replace(HEADER, levels=[LevelShape("top", 64, 64, 512)])
+    path = write(tmp_path / "codes.lmdb", header, make_codes(header))
+    os.truncate(path / "data.mdb", os.path.getsize(path / "data.mdb") // 2)
+    for open_ in (CodeStore, lambda path: CodeWriter(path, header)):
+        with pytest.raises(UserError, match=r"codes\.lmdb: cut off"):
+            open_(path)
+
+
+def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """More records than the first map holds are written all the same, and so when the writer goes on."""
+    monkeypatch.setattr(store, "FIRST_MAP_BYTES", 2**16)
+    header = replace(HEADER, levels=[LevelShape("top", 64, 64, 512)], count=40)
+    records = make_codes(header)
+    write(tmp_path / "codes.lmdb", header, records[:20])
+    assert os.path.getsize(tmp_path / "codes.lmdb" / "data.mdb") > 2**16
+    opened = CodeStore(write(tmp_path / "codes.lmdb", header, records[20:], at_a_time=20))
+    assert all(same(a, b) for a, b in zip(opened, records, strict=True))
+
+
+def test_a_store_can_be_opened_twice(path: Path):
+    """Two stores of one path in one process read side by side, and one that closes leaves the other open."""
+    one, other, records = CodeStore(path), CodeStore(str(path)), make_codes(HEADER)
+    assert same(one[0], records[0]) and same(other[1], records[1])
+    one.close()
+    assert same(other[2], records[2]) and same(one[3], records[3])
+
+
+def test_a_store_made_anew_is_not_the_old_one(path: Path):
+    """After a store was deleted and written again, a new reader sees the new records, old readers the old."""
+    old = CodeStore(path)
+    assert same(old[0], make_codes(HEADER)[0])
+    shutil.rmtree(path)
+    fresh = make_codes(HEADER, seed=1)
+    assert same(CodeStore(write(path, HEADER, fresh))[0], fresh[0])
+    assert same(old[1], make_codes(HEADER)[1])
+
+
+def test_a_pickled_store_reads(path: Path):
+    """A copy made by pickle reads, whether or not the original has been read from."""
+    opened = CodeStore(path)
+    for _ in range(2):
+        assert same(pickle.loads(pickle.dumps(opened))[4], opened[4])
+
+
+def test_a_store_survives_a_fork(path: Path):
+    """A child process reads from a store that its parent has read from, and the parent goes on reading."""
+    opened, records = CodeStore(path), make_codes(HEADER)
+    assert same(opened[0], records[0])
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            code = 0 if same(opened[1], records[1]) and same(CodeStore(path)[2], records[2]) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert same(opened[3], records[3])
+
+
+class TopCodes(Dataset):
+    """The top level's codes of a store, as someone else's data set."""
+
+    def __init__(self, path: Path):
+        self.store = CodeStore(path)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.store[index].codes["top"]
+
+
+def test_loader_workers_read(path: Path):
+    """A DataLoader's workers read what the process itself reads, also after it has read."""
+    dataset = TopCodes(path)
+    expected = torch.stack([dataset[i] for i in range(6)])
+    assert torch.equal(torch.cat(list(DataLoader(dataset, 2, num_workers=2))), expected)
+
+
+def test_batches_of_codes(path: Path):
+    """Batches hold the records in the order asked for, with their labels and positions."""
+    records = make_codes(HEADER)
+    first, second = load_code_batches(CodeStore(path), in_order([4, 0, 5], 2))
+    assert torch.equal(first.codes["bottom"], torch.stack([records[i].codes["bottom"] for i in (4, 0)]))
+    assert torch.equal(second.codes["top"], records[5].codes["top"][None])
+    assert (first.labels.tolist(), second.labels.tolist()) == ([0, -1], [1])
+    assert (first.positions.tolist(), second.positions.tolist()) == ([0, 1], [2])

@@ -1,0 +1,69 @@
+"""A tiny run of every stage, made once by the pipelines as a user calls them and shared by the tests that look at its results."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+run_dir: {run_dir}
+images: {{source: shapes, size: [16, 32], horizontal_flip: true, workers: 0, max_images: 48}}
+autoencoder:
+  hidden_channels: 16
+  residual_channels: 8
+  residual_layers: 1
+  revival_window_images: 16
+  levels:
+    - {{name: top, stride: 8, codebook_size: 12, code_dim: 4}}
+    - {{name: bottom, stride: 4, codebook_size: 300, code_dim: 8}}
+stage1: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every: 4, log_every: 2}}
+stage2: {{batch_size: 20, mixed_precision: "no"}}
+priors:
+  top:
+    {{hidden_channels: 16, residual_channels: 16, layers: 2, kernel_size: 3, attention_layers: 1, attention_heads: 2,
+     train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", weight_average_decay: 0.9,
+              save_every: 2, validate_every: 4, log_every: 2}}}}
+  bottom:
+    {{hidden_channels: 8, residual_channels: 8, layers: 2, kernel_size: 3, conditioning_layers: 1, output_layers: 1,
+     train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every: 4, log_every: 2}}}}
+"""
+
+
+def call(pipeline: str, *arguments: str, processes: int = 1, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Run a pipeline as a user does; on several processes through Accelerate's launcher."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable]
+    if processes > 1:
+        environment["ACCELERATE_USE_CPU"] = "1"
+        port = str(20000 + os.getpid() % 20000)
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--main_process_port", port]
+    command = [*launcher, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+
+def succeed(pipeline: str, *arguments: str, **options: int) -> str:
+    """As `call`, and it must succeed; returns what it printed."""
+    result = call(pipeline, *arguments, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def write_config(folder: Path, run_dir: Path) -> Path:
+    """The tiny configuration as a file."""
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.format(run_dir=run_dir))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(configuration file, run directory) of a run whose stages 1 to 4 have finished."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = write_config(folder, folder / "run")
+    for stage in (1, 2, 3, 4):
+        succeed(f"stage{stage}", "--config", str(config))
+    return config, folder / "run"

@@ -1,0 +1,211 @@
+"""Image files of every kind that people have."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from vqvae2.errors import UserError
+from vqvae2.images.decode import read_image
+
+HEIGHT, WIDTH = 6, 8
+PICTURE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+GRAY = PICTURE[..., 0]
+
+
+def read(path: Path, height: int = HEIGHT, width: int = WIDTH, channels: int = 3) -> np.ndarray:
+    """A file as int (height, width, channels)."""
+    return read_image(path, (height, width), channels).permute(1, 2, 0).numpy().astype(int)
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma of (..., 3)."""
+    return rgb @ np.array([0.299, 0.587, 0.114])
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """(H, W, 3) with (H, W) of opacity, laid over white."""
+    return 255 + (colour.astype(float) - 255) * (alpha[..., None] / 255)
+
+
+def test_rgb(tmp_path: Path):
+    """A lossless RGB file of the wanted size comes back as it is."""
+    Image.fromarray(PICTURE).save(tmp_path / "x.png")
+    assert np.array_equal(read(tmp_path / "x.png"), PICTURE)
+
+
+def test_gray(tmp_path: Path):
+    """Mode L is three equal channels, or one."""
+    Image.fromarray(GRAY).save(tmp_path / "x.png")
+    assert np.array_equal(read(tmp_path / "x.png"), np.stack([GRAY] * 3, -1))
+    assert np.array_equal(read(tmp_path / "x.png", channels=1)[..., 0], GRAY)
+
+
+def test_black_and_white(tmp_path: Path):
+    """Mode 1 is 0 and 255."""
+    Image.fromarray(GRAY > 127).save(tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").mode == "1"
+    assert np.array_equal(read(tmp_path / "x.png", channels=1)[..., 0], np.where(GRAY > 127, 255, 0))
+
+
+def test_palette(tmp_path: Path):
+    """A paletted file has its palette's colours."""
+    paletted = Image.fromarray(GRAY // 64, mode="P")
+    colours = np.array([[250, 10, 20], [0, 200, 30], [5, 6, 240], [9, 90, 99]], dtype=np.uint8)
+    paletted.putpalette(colours.tobytes())
+    paletted.save(tmp_path / "x.png")
+    assert np.array_equal(read(tmp_path / "x.png"), colours[GRAY // 64])
+
+
+def test_palette_with_transparency(tmp_path: Path):
+    """A transparent palette entry is white."""
+    paletted = Image.fromarray(GRAY // 128, mode="P")
+    paletted.putpalette([200, 0, 0, 0, 0, 200])
+    paletted.save(tmp_path / "x.png", transparency=0)
+    expected = np.where((GRAY // 128)[..., None] == 0, [255, 255, 255], [0, 0, 200])
+    assert np.array_equal(read(tmp_path / "x.png"), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_lies_over_white(tmp_path: Path, channels: int):
+    """RGBA is blended with white by its opacity, also where the colour below full transparency is black."""
+    alpha = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
+    colour = np.where(alpha[..., None] == 0, 0, PICTURE).astype(np.uint8)
+    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png")
+    expected = over_white(colour, alpha)
+    expected = luma(expected)[..., None] if channels == 1 else expected
+    assert np.abs(read(tmp_path / "x.png", channels=channels) - expected).max() <= 1.5
+
+
+def test_gray_with_transparency(tmp_path: Path):
+    """LA is blended with white as well."""
+    alpha = PICTURE[..., 1]
+    Image.fromarray(np.dstack([GRAY, alpha]), mode="LA").save(tmp_path / "x.png")
+    expected = over_white(np.stack([GRAY] * 3, -1), alpha)
+    assert np.abs(read(tmp_path / "x.png") - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_sixteen_bits_are_scaled(tmp_path: Path, name: str):
+    """0..65535 becomes 0..255 evenly; nothing above 255 is clipped to white."""
+    values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    Image.fromarray(values).save(tmp_path / name)
+    assert Image.open(tmp_path / name).mode.startswith("I")
+    assert np.abs(read(tmp_path / name, channels=1)[..., 0] - values / 257).max() <= 0.51
+
+
+def test_cmyk(tmp_path: Path):
+    """Inks without a profile are subtracted from white."""
+    inks = np.dstack([PICTURE, np.zeros_like(GRAY)])
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "x.tif")
+    assert np.abs(read(tmp_path / "x.tif") - (255 - PICTURE.astype(int))).max() <= 1
+
+
+def test_an_unusable_profile_is_left_aside(tmp_path: Path):
+    """An sRGB profile, which cannot describe inks, does not keep a CMYK file from being read."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    inks = np.dstack([PICTURE, np.zeros_like(GRAY)])
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "x.tif", icc_profile=profile)
+    assert np.abs(read(tmp_path / "x.tif") - (255 - PICTURE.astype(int))).max() <= 1
+
+
+def test_grayscale_of_colours(tmp_path: Path):
+    """One channel of a coloured file is its luma."""
+    Image.fromarray(PICTURE).save(tmp_path / "x.png")
+    assert np.abs(read(tmp_path / "x.png", channels=1)[..., 0] - luma(PICTURE)).max() <= 1
+
+
+TURNED = {  # how an upright picture is stored, by EXIF orientation (TIFF 6.0, tag 274)
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.webp"])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, name: str):
+    """Whatever the EXIF orientation, the pixels are those of the upright picture."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation](PICTURE))
+    options = {"lossless": True} if name == "x.webp" else {}
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)
+    assert np.array_equal(read(tmp_path / name), PICTURE)
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_large_photos_are_turned_upright(tmp_path: Path, orientation: int):
+    """A JPEG that the decoder shrinks by itself is upright too: its quarters are where they belong."""
+    quarters = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 30, 220], [200, 200, 40]]], dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = TURNED[orientation](quarters).repeat(96, 0).repeat(96, 1)
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.jpg", exif=exif, quality=95)
+    assert np.abs(read(tmp_path / "x.jpg", 16, 16)[4::8, 4::8] - quarters).max() < 12
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (200, 100), (100, 300)])
+def test_the_centre_is_cropped(tmp_path: Path, height: int, width: int):
+    """Of a long picture the middle square remains, at its full breadth."""
+    side = min(height, width)
+    picture = np.full((height, width, 3), 255, dtype=np.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = np.zeros((side, side, 3), dtype=np.uint8)
+    middle[:, : side // 2] = [200, 40, 40]
+    middle[:, side // 2 :] = [40, 40, 200]
+    picture[top : top + side, left : left + side] = middle
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    expected = np.repeat([[[200, 40, 40]] * 5 + [[40, 40, 200]] * 5], 10, 0)
+    beside_the_edge = [0, 1, 2, 7, 8, 9]
+    assert np.abs(read(tmp_path / "x.png", 10, 10) - expected)[1:-1, beside_the_edge].max() <= 30
+    assert read(tmp_path / "x.png", 10, 10)[..., 1].max() < 100  # none of the white around it
+
+
+def test_height_and_width_are_not_swapped(tmp_path: Path):
+    """A wanted shape that is not square is (height, width)."""
+    picture = np.zeros((4, 12, 3), dtype=np.uint8)
+    picture[:, 6:] = 255
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    assert np.array_equal(read(tmp_path / "x.png", 4, 12), picture)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif", ".bmp"])
+@pytest.mark.parametrize("spoil", [lambda x: x[: len(x) * 2 // 3], lambda x: b"", lambda x: b"<html>"])
+def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, spoil):
+    """A cut-off, empty or mistaken file is a message with its path."""
+    big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"bad{suffix}"
+    Image.fromarray(big).save(path)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"bad\{suffix}: cannot be read as an image"):
+        read(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    """So is one that is not there."""
+    with pytest.raises(UserError, match=r"gone\.png: cannot be read"):
+        read(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])
+def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int):
+    """A few bytes that claim to be 100 or 900 million pixels are not decoded."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path = tmp_path / "bomb.png"
+    data = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
+    with pytest.raises(UserError, match=r"bomb\.png.*decompression bomb"):
+        read(path)

@@ -1,0 +1,127 @@
+"""Folders of images, and how they are split."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images.folder import list_folder, split
+from vqvae2.images.sources import open_images
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Empty files below `root`."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_class_folders(tmp_path: Path):
+    """The first folder on a file's path is its class; classes and names are sorted."""
+    listing = list_folder(touch(tmp_path, "shoe/b.JPG", "hat/a.png", "shoe/old/a.jpeg", "hat/z.webp"))
+    assert listing.classes == ["hat", "shoe"]
+    assert list(zip(listing.names, listing.labels, strict=True)) == [
+        ("hat/a.png", 0),
+        ("hat/z.webp", 0),
+        ("shoe/b.JPG", 1),
+        ("shoe/old/a.jpeg", 1),
+    ]
+
+
+def test_flat_folder(tmp_path: Path):
+    """Without class folders there are no classes and no labels."""
+    listing = list_folder(touch(tmp_path, "b.png", "a.bmp"))
+    assert listing == ([], [-1, -1], ["a.bmp", "b.png"])
+
+
+def test_what_is_no_image_is_left_aside(tmp_path: Path):
+    """Other files, hidden files and hidden folders do not count, and make no class."""
+    names = [
+        "hat/a.png",
+        "hat/notes.txt",
+        "hat/.b.png",
+        ".ipynb_checkpoints/c.png",
+        "hat/.cache/d.png",
+        "README.md",
+        "empty/x.csv",
+    ]
+    listing = list_folder(touch(tmp_path, *names))
+    assert listing == (["hat"], [0], ["hat/a.png"])
+
+
+def test_linked_class_folders_are_followed(tmp_path: Path):
+    """A class folder may be a symbolic link to another place."""
+    touch(tmp_path, "elsewhere/a.png", "root/hat/b.png")
+    (tmp_path / "root" / "shoe").symlink_to(tmp_path / "elsewhere")
+    assert list_folder(tmp_path / "root").names == ["hat/b.png", "shoe/a.png"]
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path):
+    """A mixed folder is refused, with the stray image."""
+    with pytest.raises(UserError, match=r"stray\.png lies beside the class folders"):
+        list_folder(touch(tmp_path, "hat/a.png", "stray.png"))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path):
+    """A folder without an image is refused with its path and what was looked for."""
+    with pytest.raises(UserError, match=rf"{tmp_path}: no images in it.*\.png"):
+        list_folder(touch(tmp_path, "notes.txt"))
+
+
+@pytest.mark.parametrize("name", ["gone", "file.png"])
+def test_a_missing_folder_is_refused(tmp_path: Path, name: str):
+    """A path that is not there, or not a folder, is refused with the key to set."""
+    touch(tmp_path, "file.png")
+    with pytest.raises(UserError, match=rf"{name}: no such folder of images: set images\.root"):
+        list_folder(tmp_path / name)
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path):
+    """The set can be opened, and loading the broken image names it; its neighbours load."""
+    touch(tmp_path, "a.png", "b.png", "c.png")
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / name)
+    Image.new("RGB", (4, 4)).save(tmp_path / "held_out.png")
+    config = ImagesConfig(source="folder", root=str(tmp_path), size=4, validation_fraction=0.25)
+    train, validation = open_images(config, seed=0)
+    both = {name: (part, i) for part in (train, validation) for i, name in enumerate(part.names)}
+    part, index = both["b.png"]
+    with pytest.raises(UserError, match=r"b\.png: cannot be read as an image"):
+        part.load(index)
+    part, index = both["a.png"]
+    assert part.load(index)[:, 0, 0].tolist() == [9, 8, 7]
+
+
+LABELS = [0] * 60 + [1] * 30 + [2] * 9 + [3]
+
+
+@pytest.mark.parametrize("first_count", [5, 50, 90, 99])
+def test_a_split_is_disjoint_and_complete(first_count: int):
+    """Every index is in exactly one of the two sorted parts, and the first has the wanted size."""
+    first, second = split(LABELS, first_count, seed=0)
+    assert first == sorted(first) and second == sorted(second) and len(first) == first_count
+    assert sorted(first + second) == list(range(100))
+
+
+def test_a_split_keeps_proportions():
+    """Each class gives its share, to one image."""
+    first, _ = split(LABELS, 80, seed=0)
+    counts = Counter(LABELS[i] for i in first)
+    for label, size in Counter(LABELS).items():
+        assert abs(counts[label] - 0.8 * size) <= 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_only_image_of_a_class_is_for_training(seed: int):
+    """No class is held out altogether, whatever the seed."""
+    first, _ = split(LABELS, 50, seed)
+    assert 99 in first
+
+
+def test_a_split_is_drawn_from_the_seed():
+    """The same seed gives the same split, another one another."""
+    assert split(LABELS, 80, seed=1) == split(LABELS, 80, seed=1) != split(LABELS, 80, seed=2)

@@ -1,0 +1,180 @@
+"""The command line: what wins, and how a mistake is answered."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, call, write_config
+from vqvae2.command_line import parse_config, run
+from vqvae2.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_config(tmp_path, tmp_path / "run")
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What a user sees of a refused command line: exit code 1 or 2, at most three lines, no traceback."""
+    with pytest.raises(SystemExit) as exit_:
+        run(lambda: parse_config(arguments))
+    message = capsys.readouterr().err
+    assert exit_.value.code in (1, 2) and message.startswith("error: ") and message.count("\n") <= 3
+    return message
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_a_flag_wins_wherever_it_stands(path: Path, form: list[str]):
+    """--seed before --config counts as much as --seed after it."""
+    file = [x.format(path) for x in form]
+    before, _ = parse_config(["--seed", "7", *file])
+    after, _ = parse_config([*file, "--seed", "7"])
+    assert before == after and before.seed == 7
+    assert before.autoencoder.levels[1].codebook_size == 300  # the rest is the file's
+
+
+def test_nested_flags_reach_their_fields(path: Path):
+    """A size, a prior's field and a field of its training are set, and their neighbours stay."""
+    flags = [
+        "--images.size",
+        "64",
+        "--priors.top.layers",
+        "3",
+        "--config",
+        str(path),
+        "--priors.bottom.train.learning_rate",
+        "1e-5",
+    ]
+    config, _ = parse_config(flags)
+    plain, _ = parse_config(["--config", str(path)])
+    assert (config.images.size, plain.images.size) == (64, [16, 32])
+    assert (config.priors["top"].layers, config.priors["bottom"].layers) == (3, 2)
+    assert (config.priors["top"].hidden_channels, config.priors["top"].train) == (
+        16,
+        plain.priors["top"].train,
+    )
+    train = config.priors["bottom"].train
+    assert (train.learning_rate, train.total_steps) == (1e-5, 4)
+
+
+def test_height_and_width_from_a_flag(path: Path):
+    """--images.size takes a list too."""
+    config, _ = parse_config(["--config", str(path), "--images.size", "[32, 16]"])
+    assert config.images.height_width == (32, 16)
+
+
+def test_without_config_the_quickstart_is_used():
+    """No arguments at all make the configuration of configs/quickstart.yaml."""
+    assert parse_config([]) == parse_config(["--config", str(ROOT / "configs" / "quickstart.yaml")])
+
+
+def test_options_of_a_script_stand_beside_the_configuration(path: Path):
+    """--level is handed back apart, None where it is not given."""
+    assert parse_config(["--config", str(path), "--level", "bottom"], level=str)[1] == {"level": "bottom"}
+    assert parse_config(["--config", str(path)], level=str)[1] == {"level": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--nonsense", "1"], "--nonsense"),
+        (["--images.colour", "1"], "--images.colour"),
+        (["--images.size", "large"], "images.size"),
+        (["--images.size", "60"], "images.size: 60"),
+        (["--seed", "1.5"], "seed"),
+        (["--stage1.schedule", "linear"], "linear"),
+        (["--stage1.learning_rate", "null"], "stage1.learning_rate"),
+        (["--stage1.learning_rate", "nan"], "stage1.learning_rate"),
+        (["--priors.middle.layers", "2"], "middle"),
+        (["--trackers", "[mlflow]"], "mlflow"),
+        (["--see", "3"], "--see"),
+        (["--config"], "--config"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_flag_is_named(path: Path, flags: list[str], says: str, capsys: pytest.CaptureFixture):
+    """Unknown and abbreviated flags, wrong types and values are answered with the key or the value."""
+    assert says in refusal(["--config", str(path), *flags], capsys)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("run_dir:", "seeds: 3\nrun_dir:", "seeds"),
+        ("residual_layers: 1", "residual_layer: 1", "residual_layer"),
+        ("residual_layers: 1", "residual_layers: [1]", "autoencoder.residual_layers"),
+        ("residual_layers: 1", "residual_layers: null", "autoencoder.residual_layers"),
+        ("{name: top, stride: 8,", "{name: top,", "stride"),
+        ("source: shapes", "source: null", "images.source"),
+        ('stage2: {batch_size: 20, mixed_precision: "no"}', "stage2:", "stage2"),
+        ("run_dir:", "# run_dir:", "run_dir"),
+    ],
+)
+def test_a_wrong_field_is_named(path: Path, old: str, new: str, says: str, capsys: pytest.CaptureFixture):
+    """A misspelt, missing, empty or ill-typed field of the YAML file is answered shortly."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert says in refusal(["--config", str(path)], capsys)
+
+
+@pytest.mark.parametrize("content", [b"images: {size: [1\n", b"", b"a sentence", b"- 1\n", b"\xff\xfe\x00"])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture):
+    """What is not YAML, or not sections, is answered with the file's name."""
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    assert "broken.yaml" in refusal(["--config", str(path)], capsys)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "missing"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
+    """A configuration that is not there is answered with its name, whatever its ending."""
+    assert name in refusal(["--config", str(tmp_path / name)], capsys)
+
+
+def test_a_script_answers_shortly():
+    """A real script, started as a user does, ends with a message and without a traceback."""
+    result = call("stage1", "--images.size", "60")
+    assert result.returncode == 1 and "images.size: 60" in result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") <= 3
+
+
+def test_print_config_can_be_read_again(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture):
+    """--print_config writes a file that makes the same configuration."""
+    with pytest.raises(SystemExit):
+        parse_config(["--config", str(path), "--seed", "5", "--print_config"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert parse_config(["--config", str(printed)]) == parse_config(["--config", str(path), "--seed", "5"])
+
+
+def test_help_explains_fields_and_priors(capsys: pytest.CaptureFixture):
+    """--help has the meaning of a field and says at its foot how a prior's fields are listed and set."""
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "share of the images held out" in words and words.endswith("such as --priors.top.layers 8.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("the cellar is full"), 1, "error: the cellar is full\n"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
+    ],
+)
+def test_errors_become_messages(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture):
+    """A UserError ends with 1, Ctrl-C with 130, both with a message."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run(fail)
+    assert exit_.value.code == code and says in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback():
+    """What is not the user's to mend is not dressed up as if it were."""
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)

@@ -1,0 +1,225 @@
+"""The configuration: its files, its defaults, and the values it refuses."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_config
+from vqvae2.command_line import parse_config
+from vqvae2.config import (
+    AutoencoderConfig,
+    Config,
+    ImagesConfig,
+    LevelConfig,
+    PriorConfig,
+    Stage2Config,
+    TrainConfig,
+    check,
+    compression_ratio,
+    level_shapes,
+    local_batch_size,
+)
+from vqvae2.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+TOP, BOTTOM = LevelConfig("top", 8), LevelConfig("bottom", 4)
+GOOD = Config(
+    run_dir="run",
+    images=ImagesConfig(size=64),
+    autoencoder=AutoencoderConfig([TOP, BOTTOM]),
+    stage1=TrainConfig(),
+    stage2=Stage2Config(),
+    priors={"top": PriorConfig(attention_layers=4), "bottom": PriorConfig(conditioning_layers=2)},
+)
+
+
+def changed(config: Any, key: str, value: Any) -> Any:
+    """A copy of nested dataclasses, dictionaries and lists with one value replaced."""
+    first, _, rest = key.partition(".")
+    if isinstance(config, list):
+        return [changed(x, rest, value) if rest and i == int(first) else x for i, x in enumerate(config)]
+    old = config[first] if isinstance(config, dict) else getattr(config, first)
+    new = changed(old, rest, value) if rest else value
+    return {**config, first: new} if isinstance(config, dict) else replace(config, **{first: new})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_good(path: Path):
+    """Each file in configs/ is read and passes all checks."""
+    config, _ = parse_config(["--config", str(path)])
+    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    assert [x.name for x in shapes] == [x.name for x in config.autoencoder.levels]
+    assert compression_ratio(config.autoencoder, config.images.height_width) > 1
+
+
+def test_a_good_configuration_passes():
+    """The configuration that the cases below spoil has nothing wrong with it."""
+    check(GOOD)
+
+
+def test_defaults_fill_what_a_file_leaves_out(tmp_path: Path):
+    """Fields that a file does not name have the documented defaults, the averaging of priors included."""
+    config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
+    assert (config.seed, config.trackers, config.images.channels) == (0, [], 3)
+    assert config.autoencoder.commitment_weight == 0.25 and config.autoencoder.codebook_update == "ema"
+    assert config.stage1.gradient_clip == 1.0 and config.stage1.weight_average_decay is None
+    assert PriorConfig().train.weight_average_decay == 0.9999
+
+
+WRONG = [
+    ("run_dir", "  "),
+    ("seed", -1),
+    ("images.size", 60),
+    ("images.size", 0),
+    ("images.size", -64),
+    ("images.size", [64, 60]),
+    ("images.size", [64]),
+    ("images.size", [64, 64, 3]),
+    ("images.channels", 4),
+    ("images.workers", -1),
+    ("images.max_images", 0),
+    ("images.source", "folders"),
+    ("images.source", "torchvision:"),
+    ("images.validation_fraction", 0.0),
+    ("images.validation_fraction", 1.0),
+    ("images.validation_fraction", float("nan")),
+    ("autoencoder.levels", []),
+    ("autoencoder.hidden_channels", 0),
+    ("autoencoder.residual_channels", 0),
+    ("autoencoder.residual_layers", -1),
+    ("autoencoder.commitment_weight", -0.25),
+    ("autoencoder.ema_decay", 1.0),
+    ("autoencoder.revival_window_images", -1),
+    ("autoencoder.levels.0.stride", 6),
+    ("autoencoder.levels.0.stride", 0),
+    ("autoencoder.levels.0.stride", -8),
+    ("autoencoder.levels.1.stride", 1),
+    ("autoencoder.levels.1.stride", 8),
+    ("autoencoder.levels.1.stride", 16),
+    ("autoencoder.levels.0.codebook_size", 1),
+    ("autoencoder.levels.0.code_dim", 0),
+    ("autoencoder.levels.0.name", "the top"),
+    ("stage1.batch_size", 0),
+    ("stage1.total_steps", -5),
+    ("stage1.learning_rate", 0.0),
+    ("stage1.learning_rate", float("inf")),
+    ("stage1.warmup_steps", -1),
+    ("stage1.gradient_clip", 0.0),
+    ("stage1.gradient_accumulation_steps", 0),
+    ("stage1.weight_average_decay", 1.0),
+    ("stage1.save_every", 0),
+    ("stage1.validate_every", 0),
+    ("stage1.log_every", 0),
+    ("stage2.batch_size", 0),
+    ("priors.top.kernel_size", 4),
+    ("priors.top.kernel_size", 1),
+    ("priors.top.layers", 0),
+    ("priors.top.hidden_channels", 0),
+    ("priors.top.attention_heads", 7),
+    ("priors.top.attention_heads", 0),
+    ("priors.top.attention_layers", 21),
+    ("priors.top.attention_layers", -1),
+    ("priors.top.conditioning_layers", 1),
+    ("priors.bottom.conditioning_layers", -1),
+    ("priors.top.dropout", 1.0),
+    ("priors.top.label_dropout", -0.1),
+    ("priors.bottom.output_layers", -1),
+    ("priors.bottom.train.batch_size", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_value_is_named(key: str, value: Any):
+    """The message has the key, with the index of a level in brackets, and the value."""
+    spelt = re.sub(r"\.(\d+)", r"[\1]", key)
+    with pytest.raises(UserError, match=f"(?m)^{re.escape(f'{spelt}: {value!r}')} "):
+        check(changed(GOOD, key, value))
+
+
+def test_the_nearest_good_size_is_named():
+    """The refusal of a size says the stride and a size that would do."""
+    with pytest.raises(UserError, match="stride 8, such as 104"):
+        check(changed(GOOD, "images.size", 103))
+
+
+def test_every_wrong_value_is_listed():
+    """Three mistakes are three lines."""
+    bad = changed(changed(changed(GOOD, "seed", -1), "images.channels", 2), "stage2.batch_size", 0)
+    with pytest.raises(UserError) as refusal:
+        check(bad)
+    assert [line.split(":")[0] for line in str(refusal.value).splitlines()] == [
+        "seed",
+        "images.channels",
+        "stage2.batch_size",
+    ]
+
+
+def test_a_folder_needs_a_root():
+    """source: folder without images.root is refused, and good with it."""
+    folder = changed(GOOD, "images.source", "folder")
+    with pytest.raises(UserError, match=r"images\.root: None"):
+        check(folder)
+    check(changed(folder, "images.root", "photos"))
+
+
+def test_two_levels_of_one_name_are_refused():
+    """A level's name is the name of its prior and its folder, so it has to be unique."""
+    with pytest.raises(UserError, match=r"autoencoder\.levels: \['top', 'top'\]"):
+        check(replace(GOOD, autoencoder=AutoencoderConfig([TOP, LevelConfig("top", 4)])))
+
+
+@pytest.mark.parametrize("names", [["top"], ["top", "bottom", "middle"], ["top", "botom"], []])
+def test_priors_and_levels_have_the_same_names(names: list[str]):
+    """A level without an entry under priors, or the reverse, is refused with both lists."""
+    with pytest.raises(UserError, match=rf"priors: {re.escape(str(sorted(names)))}.*\['top', 'bottom'\]"):
+        check(replace(GOOD, priors={name: PriorConfig() for name in names}))
+
+
+def test_heads_matter_only_with_attention():
+    """Heads that do not divide the width do no harm where there is no attention."""
+    check(changed(changed(GOOD, "priors.top.attention_layers", 0), "priors.top.attention_heads", 7))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "accumulation", "share"),
+    [(96, 4, 3, 8), (5, 1, 1, 5), (2, 2, 1, 1)],
+)
+def test_a_batch_is_shared_out(batch_size: int, processes: int, accumulation: int, share: int):
+    """The shares of all processes and accumulation steps add up to the batch."""
+    assert local_batch_size("stage1.batch_size", batch_size, processes, accumulation) == share
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "accumulation"),
+    [(96, 5, 1), (96, 4, 5), (2, 4, 1), (6, 2, 2)],
+)
+def test_a_batch_that_does_not_come_out_even_is_refused(batch_size: int, processes: int, accumulation: int):
+    """The message has the key, all three numbers and the number to use a multiple of."""
+    numbers = f"{batch_size} .* {processes} processes x {accumulation} .* {processes * accumulation}$"
+    with pytest.raises(UserError, match=f"stage1.batch_size: {numbers}"):
+        local_batch_size("stage1.batch_size", batch_size, processes, accumulation)
+
+
+@pytest.mark.parametrize(
+    ("levels", "height_width", "ratio"),
+    [
+        ([TOP, BOTTOM], (256, 256), 34.13),  # 24 * 65536 / (9 * (1024 + 4096))
+        ([BOTTOM], (128, 128), 42.67),  # 24 * 16384 / (9 * 1024)
+        ([LevelConfig("top", 2, codebook_size=2)], (2, 4), 96.0),  # 24 * 8 / 2 codes of one bit
+    ],
+)
+def test_compression_ratio(levels: list[LevelConfig], height_width: tuple[int, int], ratio: float):
+    """Pixels of 24 bits over codes of log2 K bits, by hand."""
+    assert compression_ratio(AutoencoderConfig(levels), height_width) == pytest.approx(ratio, abs=0.005)
+
+
+def test_height_comes_before_width():
+    """[height, width] gives grids of that orientation; one number is both."""
+    assert ImagesConfig(size=[16, 64]).height_width == (16, 64) and ImagesConfig(size=32).height_width == (
+        32,
+        32,
+    )
+    assert level_shapes([TOP, BOTTOM], (16, 64)) == [("top", 2, 8, 512), ("bottom", 4, 16, 512)]

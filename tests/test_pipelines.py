@@ -1,0 +1,180 @@
+"""The pipelines as a user calls them: what they leave, resuming, several processes, and bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, call, succeed, write_config
+from vqvae2.codes import CodeStore
+
+
+def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
+    """Every stage records its configuration, its figures and checkpoints, and exports its model."""
+    _, run_dir = tiny_run
+    for stage in ("stage1", "stage3", "stage4/bottom"):
+        assert (run_dir / stage / "config.yaml").exists()
+        assert [x.name for x in sorted((run_dir / stage / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
+        assert json.loads((run_dir / stage / "model.json").read_text())["step"] == 4
+        lines = [json.loads(x) for x in (run_dir / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [(x["step"], x["split"]) for x in lines] == [(2, "train"), (4, "train"), (4, "validation")]
+    validation = json.loads((run_dir / "stage1" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"mse", "psnr", "top_usage", "bottom_perplexity"} <= set(validation)
+    assert Image.open(run_dir / "stage1" / "images" / "step_00000004.png").size == (8 * 34 + 2, 3 * 18 + 2)
+
+
+def test_codes_are_those_of_the_exported_autoencoder(tiny_run):
+    """The store holds what the Generator encodes the same images to, with their labels and names."""
+    from vqvae2 import Generator
+    from vqvae2.command_line import parse_config
+    from vqvae2.images.sources import open_images
+
+    config_path, run_dir = tiny_run
+    config, _ = parse_config(["--config", str(config_path)])
+    images = open_images(config.images, config.seed).validation
+    store = CodeStore(run_dir / "codes" / "validation.lmdb")
+    assert len(store) == len(images)
+    generator = Generator.from_run(run_dir, dtype="float32")
+    for i in (0, 7, len(store) - 1):
+        expected = generator.encode(images.load(i)[None])
+        record = store[i]
+        assert (record.label, record.name) == (images.labels[i], images.names[i])
+        assert all((record.codes[name] == expected[name][0]).all() for name in ("top", "bottom"))
+
+
+def test_a_second_run_changes_nothing(tiny_run):
+    """A finished stage says so, exits 0 and leaves its files alone."""
+    config, run_dir = tiny_run
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*model.*")}
+    for stage in (1, 2, 3, 4):
+        assert "finished" in succeed(f"stage{stage}", "--config", str(config))
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*model.*")}
+
+
+def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
+    """One PNG an image and a grid; asking for more images keeps the first ones."""
+    _, run_dir = tiny_run
+    arguments = ("--run_dir", str(run_dir), "--label", "star", "--top_p", "0.9", "--batch_size", "2", "--seed", "5")
+    succeed("sample", *arguments, "--num_images", "2")
+    first = {x.name: np.array(Image.open(x)) for x in (run_dir / "samples").glob("seed5*.png")}
+    assert len(first) == 2
+    for path in (run_dir / "samples").glob("seed5*.png"):
+        path.unlink()
+    out = succeed("sample", *arguments, "--num_images", "3")
+    assert str(run_dir / "samples" / "grid_seed5") in out
+    again = {x.name: np.array(Image.open(x)) for x in (run_dir / "samples").glob("seed5*.png")}
+    assert len(again) == 3
+    assert all((again[name] == image).all() and image.shape == (16, 32, 3) for name, image in first.items())
+
+
+def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
+    """Stages 1 and 2 on two processes give the autoencoder and the codes of one process, up to rounding."""
+    _, run_dir = tiny_run
+    config = write_config(tmp_path, tmp_path / "run")
+    succeed("stage1", "--config", str(config), processes=2)
+    one, two = (load_file(x / "stage1" / "model.safetensors") for x in (run_dir, tmp_path / "run"))
+    for name, tensor in one.items():
+        np.testing.assert_allclose(two[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
+    succeed("stage2", "--config", str(config), processes=2)
+    stores = [CodeStore(x / "codes" / "train.lmdb") for x in (run_dir, tmp_path / "run")]
+    assert [x.name for x in stores[1]] == [x.name for x in stores[0]]
+    agreeing = [(a.codes["bottom"] == b.codes["bottom"]).double().mean().item() for a, b in zip(*stores, strict=True)]
+    assert np.mean(agreeing) > 0.97
+
+
+def test_killed_stage_finishes_when_called_again(tmp_path):
+    """SIGKILL in the middle of stage 1, then the same command: it goes on from its checkpoint and finishes."""
+    config = write_config(tmp_path, tmp_path / "run")
+    longer = ["--config", str(config), "--stage1.total_steps", "100000", "--stage1.validate_every", "100000"]
+    command = [sys.executable, str(ROOT / "pipelines" / "stage1.py"), *longer]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoints = tmp_path / "run" / "stage1" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = max(int(x.name.removeprefix("step_")) for x in checkpoints.glob("step_*"))
+    out = succeed("stage1", "--config", str(config), "--stage1.total_steps", str(reached + 4))
+    assert re.search(r"going on from step \d+", out)
+    assert json.loads((tmp_path / "run" / "stage1" / "model.json").read_text())["step"] == reached + 4
+
+
+def refused(pipeline: str, *arguments: str) -> str:
+    """The message of a call that must be refused, in a few lines and without a traceback."""
+    result = call(pipeline, *arguments)
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    message = [x for x in result.stderr.splitlines() if x.strip()]
+    assert "Traceback" not in result.stderr and len(message) <= 3, result.stderr
+    return result.stderr
+
+
+def test_stages_out_of_order_are_refused(tmp_path):
+    """A stage whose input is missing names the file and the stage to finish first."""
+    config = str(write_config(tmp_path, tmp_path / "run"))
+    assert "stage1" in refused("stage2", "--config", config)
+    assert "stage1" in refused("sample", "--run_dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "codes").exists()
+
+
+def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
+    """Stage 3 names both files when the autoencoder is not the one that made the codes."""
+    import shutil
+
+    config, run_dir = tiny_run
+    other = tmp_path / "run"
+    shutil.copytree(run_dir, other)
+    shutil.rmtree(other / "stage1")
+    succeed("stage1", "--config", str(config), "--run_dir", str(other), "--seed", "1")
+    for stage in ("stage2", "stage3"):
+        message = refused(stage, "--config", str(config), "--run_dir", str(other), "--seed", "1")
+        assert "train.lmdb" in message
+
+
+def test_changed_configuration_is_refused_with_both_values(tiny_run):
+    """A finished stage is not continued with another learning rate."""
+    config, _ = tiny_run
+    message = refused("stage1", "--config", str(config), "--stage1.learning_rate", "0.5", "--stage1.total_steps", "6")
+    assert "stage1.learning_rate" in message and "0.0003" in message and "0.5" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--images.source", "folder", "--images.root", "nowhere"], "nowhere"),
+        (["--images.size", "20"], "images.size"),
+        (["--stage1.batch_size", "0"], "stage1.batch_size"),
+        (["--autoencoder.hidden_chanels", "3"], "hidden_chanels"),
+        (["--stage1.total_steps", "many"], "total_steps"),
+        (["--stage1.mixed_precision", "fp16"], "mixed_precision"),
+        (["--run_dir", str(Path(__file__))], "test_pipelines.py"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, arguments, names):
+    """Each message names the thing, and nothing is written."""
+    config = write_config(tmp_path, tmp_path / "run")
+    assert names in refused("stage1", "--config", str(config), *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_label_is_refused_with_those_there_are(tiny_run):
+    """The message lists the classes."""
+    _, run_dir = tiny_run
+    assert "circle" in refused("sample", "--run_dir", str(run_dir), "--label", "unicorn")
+
+
+def test_one_level_has_no_stage_4(tmp_path):
+    """Stage 4 of a run with one level says that there is nothing to do."""
+    text = write_config(tmp_path, tmp_path / "run").read_text()
+    lines = [x for x in text.split("  bottom:")[0].splitlines() if "name: bottom" not in x]
+    (tmp_path / "one.yaml").write_text("\n".join(lines))
+    assert "nothing to do" in succeed("stage4", "--config", str(tmp_path / "one.yaml"))

@@ -1,0 +1,73 @@
+"""The order of the rooms, held by reading the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [  # from the top; rooms on one floor may import one another
+    {"stages", "samples"},
+    {"evaluation"},
+    {"generator"},
+    {"training"},
+    {"codes"},
+    {"prior"},
+    {"autoencoder"},
+    {"images"},
+    {"launch", "command_line", "run_directory", "precision", "config", "averaging", "seeding", "errors"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
+MORE_THAN_THE_ORDER = {"training": {"codes", "images"}}  # it knows no image and no code store
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The full names of all modules that a file imports, anywhere in it."""
+    names = set()
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            names |= {f"{start}{node.module or ''}".strip(".") + "." + alias.name for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    """The file or folder directly in vqvae2/ that `path` belongs to."""
+    return path.relative_to(ROOT / "vqvae2").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_from_rooms_below(path: Path):
+    """No file imports from a room above its own, nor from one that its room must not know."""
+    here = room(path)
+    if here == "__init__":
+        return
+    others = {name.split(".")[1] for name in imported_modules(path) if name.startswith("vqvae2.")} - {here}
+    above = {other for other in others if FLOOR_OF.get(other, -1) < FLOOR_OF[here]}
+    assert not above | (others & MORE_THAN_THE_ORDER.get(here, set()))
+
+
+def test_every_room_has_a_floor():
+    """A new file or folder in vqvae2/ has to be given its place in the order."""
+    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR_OF)
+
+
+def test_the_imports_are_really_read():
+    """The reader sees an import that is known to be there, or the tests above would pass on anything."""
+    assert "vqvae2.config.Config" in imported_modules(ROOT / "vqvae2" / "stages.py")
+
+
+def test_nobody_imports_the_pipelines():
+    """The package works without the scripts."""
+    imported = {name.split(".")[0] for path in FILES for name in imported_modules(path)}
+    assert "torch" in imported and "pipelines" not in imported
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.name)
+def test_pipelines_only_wire(path: Path):
+    """A script has at most 80 lines."""
+    assert len(path.read_text().splitlines()) <= 80
