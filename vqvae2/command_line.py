@@ -1,13 +1,14 @@
 """From the command line to a checked configuration, and from an error to a message."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from vqvae2.config import Config, check
 from vqvae2.errors import UserError
@@ -18,6 +19,22 @@ INTERRUPTED = 130
 
 T = TypeVar("T")
 
+
+class Yaml12Loader(yaml.SafeLoader):
+    """YAML as of version 1.2, where `no` is a word and 1e-3 a number; 1.1 makes them false and a word."""
+
+
+Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+set_loader("yaml", lambda text: yaml.load(text, Yaml12Loader), exceptions=(yaml.YAMLError,))
 set_parsing_settings(unset_sentinel=True)  # or null would pass for a value of every type
 
 

@@ -88,7 +88,7 @@ class Generator:
         """The priors in the precision that codes are drawn in."""
         return {name: x if self.dtype == torch.float32 else deepcopy(x).to(self.dtype) for name, x in self.priors.items()}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 images (B, C, H, W) -> codes (B, H / stride, W / stride), int64, of each level."""
         height, width = self._trained.height_width
@@ -101,7 +101,7 @@ class Generator:
             parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(BATCH_SIZE)]
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in self.autoencoder.names}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
         """Codes of every level, as `encode` gives them -> uint8 images (B, C, H, W)."""
         missing = [name for name in self.autoencoder.names if name not in codes]

@@ -141,6 +141,23 @@ def test_losses_are_the_papers(loss: str, distance, update: str) -> None:
     assert all((x.codebook.grad is not None) == (update == "loss") for x in autoencoder.quantisers)
 
 
+@pytest.mark.parametrize("update", ["ema", "loss"])
+def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
+    """Without quantisation the features themselves are decoded, no codebook matters, and the loss is the pixel distance alone."""
+    autoencoder = tiny(2, codebook_update=update)
+    images = some_images()
+    reconstruction = autoencoder(images, quantise=False)
+    for quantiser, result in zip(autoencoder.quantisers, reconstruction.quantised, strict=True):
+        assert torch.equal(result.vectors, result.features)
+        quantiser.codebook.data.neg_()
+    assert torch.equal(autoencoder(images, quantise=False).images, reconstruction.images)
+    assert not torch.equal(autoencoder(images).images, reconstruction.images)
+    losses = autoencoder.losses(images, reconstruction)
+    assert torch.equal(losses.total, losses.reconstruction)
+    losses.total.backward()
+    assert all(x.weight.grad.abs().sum() > 0 for x in autoencoder.to_codes)
+
+
 @pytest.mark.parametrize(
     ("strides", "residual_channels", "weights"),
     [([8, 4], 64, 1_716_739), ([8, 4], 32, 1_388_803), ([32, 16, 8], 64, 3_098_563), ([16, 8, 4], 32, 2_082_115)],

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from itertools import repeat
 from threading import Barrier
 from typing import Any
@@ -35,6 +34,14 @@ def codebooks(window_steps: int = 0, **options: Any) -> Codebooks:
         **{"ema_decay": 0.9, **options},
     )
     return Codebooks(build_autoencoder(config, channels=3, seed=0).double(), BATCH, seed=3)
+
+
+def fork(books: Codebooks, **options: Any) -> Codebooks:
+    """The same codebooks once more, as a resumed run has them; with other options if given."""
+    other = codebooks(**options)
+    other.autoencoder.load_state_dict(books.autoencoder.state_dict())
+    other.load_state({name: tensor.clone() for name, tensor in books.state().items()})
+    return other
 
 
 def vectors(books: Codebooks) -> list[torch.Tensor]:
@@ -147,8 +154,7 @@ def test_code_unused_for_long_stays_finite() -> None:
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_two_processes_do_what_one_does(update: str) -> None:
     """Each with half of the batch and a summed `reduce`, both keep the codebooks of one process with the whole batch."""
-    whole = codebooks(window_steps=4, codebook_update=update)
-    halves = [deepcopy(whole), deepcopy(whole)]
+    whole, *halves = (codebooks(window_steps=4, codebook_update=update) for _ in range(3))
     before = vectors(whole)
     for step in range(LATE, LATE + 4):
         one_step(whole, features(step, 0.3), step)
@@ -167,8 +173,7 @@ def test_two_processes_do_what_one_does(update: str) -> None:
 
 def test_accumulated_batch_is_one_update() -> None:
     """A batch in four passes moves the codebooks as in one: once, with the counts of all passes, by one reduction."""
-    whole = codebooks(window_steps=4)
-    parts = deepcopy(whole)
+    whole, parts = codebooks(window_steps=4), codebooks(window_steps=4)
     calls = []
 
     def reduce(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,8 +198,7 @@ def test_unused_codes_are_revived_after_the_window_and_only_then() -> None:
     for step in range(LATE, LATE + 4):
         for now, then in zip(vectors(books), dead, strict=True):
             assert torch.equal(now[4:], then)
-        without = deepcopy(books)
-        without.window_steps = 0
+        without = fork(books, window_steps=0)
         one_step(books, features(step), step)
         one_step(without, features(step), step)
     for revived, kept, x in zip(vectors(books), vectors(without), features(LATE + 3), strict=True):
@@ -215,7 +219,7 @@ def test_code_used_once_in_the_window_is_not_revived() -> None:
     before = vectors(books)
     one_step(books, others, LATE + 3)
     for old, new, mask in zip(before, vectors(books), used, strict=True):
-        resting = mask & ((old - 50).abs().amax(1) > 1e-6)
+        resting = mask & (old.abs().amax(1) < 10)  # one of the used codes moved off after the others
         assert resting.any() and torch.allclose(old[resting], new[resting], rtol=1e-9)
 
 
@@ -236,7 +240,7 @@ def test_step_that_was_not_applied_changes_nothing(step: int) -> None:
     books = codebooks(window_steps=4)
     for earlier in range(step - 3, step):
         one_step(books, features(earlier), max(0, earlier))
-    untouched = deepcopy(books)
+    untouched = fork(books, window_steps=4)
     observe(books, [x * torch.nan for x in features(step)], step)
     books.update(step, torch.tensor(False), alone)
     for a, b in zip([*vectors(books), *books.state().values()], [*vectors(untouched), *untouched.state().values()], strict=True):
@@ -249,8 +253,7 @@ def test_step_that_was_not_applied_changes_nothing(step: int) -> None:
 def test_step_that_was_not_applied_right_after_the_start_changes_nothing() -> None:
     """The code vectors that k-means gave are not even rounded anew."""
     books = codebooks()
-    books.autoencoder.float()
-    books = Codebooks(books.autoencoder, BATCH, seed=3)
+    books = Codebooks(books.autoencoder.float(), BATCH, seed=3)
     books.start(repeat([(some_images(), torch.arange(BATCH))]), alone)
     before = vectors(books)
     observe(books, [x.float() * torch.nan for x in features(0)], 0)
@@ -263,8 +266,7 @@ def test_state_carries_on_in_the_middle_of_a_window() -> None:
     books = codebooks(window_steps=4)
     for step in range(LATE, LATE + 2):
         one_step(books, features(step, 0.3), step)
-    other = Codebooks(deepcopy(books.autoencoder), BATCH, seed=3)
-    other.load_state({name: tensor.clone() for name, tensor in books.state().items()})
+    other = fork(books, window_steps=4)
     for step in range(LATE + 2, LATE + 9):
         one_step(books, features(step, 0.3), step)
         one_step(other, features(step, 0.3), step)
@@ -284,13 +286,12 @@ def test_start_puts_the_codebooks_among_the_features() -> None:
     for result in books.autoencoder(some_images()).quantised:
         variance = result.features.transpose(0, 1).flatten(1).var(1, correction=0).mean()
         assert result.commitment_loss < 0.6 * variance
-        assert len(result.codes.unique()) > len(result.codes.unique()) // 2
+        assert len(result.codes.unique()) > 3
 
 
 def test_start_is_the_same_however_the_batch_is_split() -> None:
     """Two processes, each with two accumulation steps, start with the codebooks of one process with one."""
-    whole = codebooks()
-    halves = [deepcopy(whole), deepcopy(whole)]
+    whole, *halves = (codebooks() for _ in range(3))
     images, places = some_images(), torch.arange(BATCH)
     whole.start(repeat([(images, places)]), alone)
 

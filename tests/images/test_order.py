@@ -20,6 +20,7 @@ def test_every_image_once_an_epoch(num_images: int, batch_size: int):
     stream = [x.index for batch in made for x in batch]
     epochs = [stream[i : i + num_images] for i in range(0, len(stream) - num_images + 1, num_images)]
     assert len(epochs) >= 3 and all(sorted(epoch) == list(range(num_images)) for epoch in epochs)
+    assert epochs == [epoch_order(num_images, 3, i) for i in range(len(epochs))]
 
 
 def test_epochs_and_seeds_differ():

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw
 from vqvae2.seeding import derive_seed
 
 CLASSES = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
+GROUNDS = np.array([(0.85, 0.80, 0.70), (0.60, 0.75, 0.85), (0.80, 0.65, 0.75), (0.65, 0.80, 0.60), (0.70, 0.70, 0.75)])
+FIGURES = np.array([(0.80, 0.15, 0.15), (0.10, 0.35, 0.15), (0.15, 0.20, 0.70), (0.15, 0.12, 0.15), (0.50, 0.15, 0.55), (0.95, 0.95, 0.20)])
 SUPERSAMPLING = 4  # the outline is drawn this many times larger and averaged down
 
 
@@ -16,9 +18,10 @@ def draw(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]) 
     random = np.random.default_rng(derive_seed("shapes", *key))
     height, width = height_width
     coverage = _coverage(CLASSES[label], random, height, width)[..., None]
-    ground_colour = random.uniform(0.05, 0.95, 3)
-    ground = _texture(random, height, width, ground_colour, strength=0.12)
-    figure = _texture(random, height, width, _contrasting(random, ground_colour), strength=0.08)
+    ground_colour = GROUNDS[random.integers(len(GROUNDS))] + random.uniform(-0.04, 0.04, 3)
+    figure_colour = FIGURES[random.integers(len(FIGURES))] + random.uniform(-0.04, 0.04, 3)
+    ground = _texture(random, height, width, ground_colour, strength=0.08)
+    figure = _texture(random, height, width, figure_colour, strength=0.05)
     pixels = ground + coverage * (figure - ground)
     return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
@@ -84,20 +87,12 @@ def _star(points: int, inner: float) -> np.ndarray:
     return np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1)
 
 
-def _contrasting(random: np.random.Generator, colour: np.ndarray) -> np.ndarray:
-    """A colour that stands out from `colour`."""
-    while True:
-        other = random.uniform(0.05, 0.95, 3)
-        if np.abs(other - colour).max() > 0.4:
-            return other
-
-
 def _texture(random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float) -> np.ndarray:
-    """A soft gradient over `colour`, on half of the pictures with stripes as well: (height, width, 3)."""
+    """A soft gradient over `colour`, on a third of the pictures with stripes as well: (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     direction = random.uniform(0, 2 * math.pi)
     along = (x - 0.5) * math.cos(direction) + (y - 0.5) * math.sin(direction)
     shade = 2 * strength * along
-    if random.random() < 0.5:
-        shade = shade + strength * np.sin(2 * math.pi * random.uniform(2, 5) * along + random.uniform(0, 2 * math.pi))
+    if random.random() < 1 / 3:
+        shade = shade + strength * np.sin(2 * math.pi * random.uniform(2, 4) * along + random.uniform(0, 2 * math.pi))
     return colour + shade[..., None]

@@ -11,7 +11,7 @@ from vqvae2.config import LevelShape
 class CoarserCodes(nn.Module):
     """The residual conditioning stack (Razavi et al. 2019, section 3.2): codes of the coarser levels -> a map over the finer grid.
 
-    From coarse to fine each level's embedded codes are added and the sum is doubled in size by transposed convolutions. The
+    From coarse to fine each level's embedded codes are added and the sum is doubled in size by learned upsampling. The
     residual blocks stand before the last enlargement: on the grid of the nearest coarser level they cost a quarter.
     """
 
@@ -46,9 +46,21 @@ class CoarserCodes(nn.Module):
         return self.norm(rearrange(x, "b c h w -> b h w c"))
 
 
+class Doubling(nn.Module):
+    """Learned upsampling: each position becomes 2x2 positions, (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.spread = nn.Linear(channels, 4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = self.spread(rearrange(x, "b c h w -> b h w c"))
+        return rearrange(spread, "b h w (two_h two_w c) -> b c (h two_h) (w two_w)", two_h=2, two_w=2)
+
+
 def _enlarge(channels: int, ratio: int) -> nn.Sequential:
     doublings = ratio.bit_length() - 1
-    return nn.Sequential(*(nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1) for _ in range(doublings)))
+    return nn.Sequential(*(Doubling(channels) for _ in range(doublings)))
 
 
 class Label(nn.Module):

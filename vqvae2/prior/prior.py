@@ -47,6 +47,7 @@ class Prior(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.to_logits = nn.Linear(channels, shape.codebook_size)
         self._initialise()
+        self.to(memory_format=torch.channels_last)
 
     def _initialise(self) -> None:
         nn.init.normal_(self.row_position, std=0.1)

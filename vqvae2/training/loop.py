@@ -117,7 +117,7 @@ def train(
         for part in range(config.gradient_accumulation_steps):
             batch = _to_device(next(stream), accelerator.device)
             torch.manual_seed(derive_seed(seed, "dropout", step, part, accelerator.process_index))
-            with accelerator.accumulate(model), accelerator.autocast():
+            with accelerator.accumulate(model):
                 loss = objective.loss(model, batch, step)
                 accelerator.backward(loss.total)
             losses.append({"loss": loss.total.detach(), **loss.figures})

@@ -9,8 +9,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, first_step: int):
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if _step_of(line) <= first_step))
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.write_text("".join(line + "\n" for line in lines if _step_of(line) <= first_step))
 
     def write(self, step: int, split: str, figures: dict[str, float]) -> None:
         """One line: the number of updates done, `train` or `validation`, and the figures."""

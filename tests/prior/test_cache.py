@@ -1,0 +1,67 @@
+"""Drawing a code at a time against the whole-grid forward pass."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.prior.priors import some_codes, tiny_prior
+from vqvae2.prior.prior import Cache, Prior
+
+PRIORS = [
+    {},
+    {"layers": 1},
+    {"kernel_size": 5, "layers": 3},
+    {"kernel_size": 7, "grid": (3, 4)},
+    {"grid": (1, 5)},
+    {"grid": (5, 1), "attention_layers": 1},
+    {"attention_layers": 1},
+    {"layers": 1, "attention_layers": 1},
+    {"layers": 4, "attention_layers": 2, "attention_heads": 4, "output_layers": 2, "classes": 3},
+    {"layers": 2, "attention_layers": 2, "kernel_size": 5, "grid": (4, 7)},
+    {"output_layers": 1, "classes": 3, "grid": (4, 7)},
+    {"coarser": (2,), "conditioning_layers": 1},
+    {"coarser": (4, 2), "grid": (4, 8), "conditioning_layers": 2, "classes": 3, "kernel_size": 5, "layers": 3},
+    {"coarser": (2, 1), "attention_layers": 1, "classes": 3},
+]
+
+
+@torch.no_grad()
+def incremental(prior: Prior, codes: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None) -> torch.Tensor:
+    """Logits (B, K, H, W) from a cache that is told the codes one after another."""
+    cache = Cache(prior, len(codes), coarser, labels)
+    rows = []
+    for i in range(codes.shape[1]):
+        cache.begin_row(i)
+        row = []
+        for j in range(codes.shape[2]):
+            row.append(cache.logits(j).clone())
+            cache.write(codes[:, i, j])
+        rows.append(torch.stack(row, dim=-1))
+    return torch.stack(rows, dim=2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+def test_each_code_gets_the_logits_of_the_whole_grid(options: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
+    """At every position, for every image of the batch."""
+    prior = tiny_prior(dtype=dtype, **{"grid": (6, 6), **options})
+    codes, coarser, labels = some_codes(prior, batch=3)
+    with torch.no_grad():
+        expected = prior(codes, coarser, labels)
+    assert expected.std() > 0.1
+    logits = incremental(prior, codes, coarser, labels)
+    assert logits.dtype == dtype
+    assert torch.allclose(logits, expected, rtol=0, atol=tolerance)
+
+
+def test_logits_do_not_depend_on_codes_not_yet_written() -> None:
+    """A second grid begins as the first did, whatever its cache's buffers held."""
+    prior = tiny_prior((3, 4), attention_layers=1)
+    codes, _, _ = some_codes(prior, batch=2)
+    other = (codes + 1) % 5
+    other[:, 0] = codes[:, 0]
+    one, two = incremental(prior, codes, None, None), incremental(prior, other, None, None)
+    assert torch.equal(one[:, :, 0], two[:, :, 0])
+    assert torch.equal(one[:, :, 1, 0], two[:, :, 1, 0])
+    assert not torch.allclose(one[:, :, 1, 1], two[:, :, 1, 1])

@@ -1,0 +1,178 @@
+"""Temperature, top-k, top-p, guidance and the draw itself, against loops over a sorted list."""
+
+import pytest
+import torch
+
+from tests.prior.priors import some_codes, tiny_prior
+from vqvae2.prior.prior import Prior
+from vqvae2.prior.sampling import Controls, draw, image_uniforms, restrict, sample_codes
+
+
+def random_logits(rows: int = 20, codes: int = 9) -> torch.Tensor:
+    return 2 * torch.randn(rows, codes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def allowed(logits: torch.Tensor, controls: Controls) -> list[list[int]]:
+    """For each row the codes that `restrict` leaves."""
+    return [row.isfinite().nonzero().flatten().tolist() for row in restrict(logits, controls)]
+
+
+def uniforms_of(prior: Prior, images: range, seed: int = 0) -> torch.Tensor:
+    positions = prior.shape.height * prior.shape.width
+    return torch.stack([image_uniforms(seed, i, "own", positions) for i in images])
+
+
+def whole_grid_sample(prior: Prior, uniforms: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None, guidance: float | None):
+    """Codes (B, H, W) from a full forward pass for each position and a running sum of probabilities."""
+    height, width = prior.shape.height, prior.shape.width
+    codes = torch.zeros(len(uniforms), height, width, dtype=torch.long)
+    for position in range(height * width):
+        i, j = divmod(position, width)
+        logits = prior(codes, coarser, labels)[:, :, i, j]
+        if guidance is not None:
+            nothing = prior(codes, coarser, None)[:, :, i, j]
+            logits = nothing + guidance * (logits - nothing)
+        for b, probabilities in enumerate(logits.softmax(1).tolist()):
+            total, code = 0.0, -1
+            while total <= uniforms[b, position]:
+                code += 1
+                total += probabilities[code]
+            codes[b, i, j] = code
+    return codes
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_temperature_divides_the_logits(temperature: float) -> None:
+    """The probabilities are those raised to 1 / temperature, made to sum to one."""
+    logits = random_logits()
+    powers = logits.softmax(1) ** (1 / temperature)
+    restricted = restrict(logits, Controls(temperature=temperature))
+    assert torch.allclose(restricted.softmax(1), powers / powers.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 9, 20])
+def test_top_k_keeps_the_likeliest(top_k: int) -> None:
+    """Exactly the k largest logits stay, unchanged; a k above the codebook's size keeps all."""
+    logits = random_logits()
+    expected = [sorted(sorted(range(9), key=lambda code: -row[code])[:top_k]) for row in logits.tolist()]
+    assert allowed(logits, Controls(top_k=top_k)) == expected
+    restricted = restrict(logits, Controls(top_k=top_k))
+    assert torch.equal(restricted[restricted.isfinite()], logits[restricted.isfinite()])
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
+def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> None:
+    """Codes are taken likeliest first until they hold top_p, without top_k being set; the likeliest one always stays."""
+    logits = random_logits()
+    expected = []
+    for row in logits.softmax(1).tolist():
+        kept, total = [], 0.0
+        for code in sorted(range(9), key=lambda code: -row[code]):
+            if total >= top_p:
+                break
+            kept.append(code)
+            total += row[code]
+        expected.append(sorted(kept))
+    assert allowed(logits, Controls(top_p=top_p)) == expected
+    assert top_p != 0.9 or 1 < sum(map(len, expected)) / len(expected) < 9
+
+
+def test_top_p_is_of_what_temperature_and_top_k_leave() -> None:
+    """Probabilities 0.4, 0.3, 0.2, 0.1: of the first two alone the first holds 4/7, so that top_p 0.5 keeps it only."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
+    assert allowed(logits, Controls(top_p=0.5)) == [[0, 1]]
+    assert allowed(logits, Controls(top_k=2, top_p=0.5)) == [[0]]
+    assert allowed(logits, Controls(temperature=0.5, top_p=0.5)) == [[0]]
+
+
+def test_draw_follows_the_probabilities() -> None:
+    """Evenly spaced uniform numbers draw each code as often as its probability says."""
+    logits = random_logits(rows=1, codes=6)
+    logits[0, 2] = -torch.inf
+    count = 10_000
+    codes = draw(logits.expand(count, -1), (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    frequencies = torch.bincount(codes, minlength=6) / count
+    assert torch.allclose(frequencies.double(), logits.softmax(1)[0], atol=1.5 / count)
+    assert torch.equal(codes, codes.sort().values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_draw_never_gives_a_forbidden_code(dtype: torch.dtype) -> None:
+    """Not even for the smallest and the largest uniform number, with forbidden codes at either end and in between."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2000, 40, generator=generator)).to(dtype)
+    forbidden = torch.rand(2000, 40, generator=generator) < 0.7
+    forbidden[:, [0, 39]] = True
+    forbidden[:, 20] = False
+    logits = logits.masked_fill(forbidden, -torch.inf)
+    for uniform in (0.0, 5e-324, 0.5, 1 - 2**-53):
+        codes = draw(logits, torch.full((2000,), uniform, dtype=torch.float64))
+        assert not forbidden.gather(1, codes[:, None]).any()
+
+
+def test_uniform_numbers_depend_on_seed_image_and_level_alone() -> None:
+    """Drawn again they are the same; for another seed, image or level others; all in [0, 1) and double."""
+    first = image_uniforms(1, 2, "top", 50)
+    assert torch.equal(first, image_uniforms(1, 2, "top", 50))
+    for other in ((2, 2, "top"), (1, 3, "top"), (1, 2, "bottom")):
+        assert not (first == image_uniforms(*other, 50)).any()
+    assert first.dtype == torch.float64 and first.min() >= 0 and first.max() < 1
+
+
+PRIORS = [
+    {"attention_layers": 1, "classes": 3},
+    {"coarser": (2,), "conditioning_layers": 1, "classes": 3, "kernel_size": 5},
+    {"output_layers": 1},
+]
+
+
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
+    """Sampling with kept activations draws what a whole forward pass a code would, in float64."""
+    prior = tiny_prior((4, 4), **options)
+    _, coarser, labels = some_codes(prior, batch=3)
+    uniforms = uniforms_of(prior, range(3))
+    codes = sample_codes(prior, uniforms, coarser, labels)
+    assert torch.equal(codes, whole_grid_sample(prior, uniforms, coarser, labels, guidance=None))
+    assert len(codes.unique()) == 5
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
+def test_guidance_goes_from_the_unconditional_logits_towards_the_conditional_ones(guidance: float) -> None:
+    """Codes are drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no label."""
+    prior = tiny_prior((4, 4), classes=3, coarser=(2,))
+    _, coarser, _ = some_codes(prior, batch=8)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    uniforms = uniforms_of(prior, range(8))
+    codes = sample_codes(prior, uniforms, coarser, labels, Controls(guidance=guidance))
+    assert torch.equal(codes, whole_grid_sample(prior, uniforms, coarser, labels, guidance))
+    assert torch.equal(codes, sample_codes(prior, uniforms, coarser, labels)) == (guidance == 1)
+    assert torch.equal(codes, sample_codes(prior, uniforms, coarser, None)) == (guidance == 0)
+
+
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
+    """Alone, in another order, or among others an image gets the same codes, in float64."""
+    prior = tiny_prior((4, 6), **options)
+    _, coarser, labels = some_codes(prior, batch=5)
+    uniforms = uniforms_of(prior, range(5))
+
+    def sample(images: list[int]) -> torch.Tensor:
+        some = coarser and {name: codes[images] for name, codes in coarser.items()}
+        return sample_codes(prior, uniforms[images], some, None if labels is None else labels[images], Controls(0.8, 4, 0.95))
+
+    together = sample([0, 1, 2, 3, 4])
+    assert len(together.flatten(1).unique(dim=0)) == 5
+    assert torch.equal(sample([3, 0, 4]), together[[3, 0, 4]])
+    for i in range(5):
+        assert torch.equal(sample([i])[0], together[i])
+
+
+def test_controls_hold_while_sampling() -> None:
+    """With top_k 1 the likeliest code is taken each time, whatever the uniform numbers; progress adds up to the grid's codes."""
+    prior = tiny_prior((4, 5))
+    done: list[int] = []
+    codes = sample_codes(prior, uniforms_of(prior, range(2)), controls=Controls(top_k=1), progress=done.append)
+    with torch.inference_mode():
+        assert torch.equal(codes, prior(codes).argmax(1))
+    assert sum(done) == 20

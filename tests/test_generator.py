@@ -1,0 +1,215 @@
+"""What a user holds after training, on a tiny finished run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vqvae2 import Generator
+from vqvae2.codes import CodeStore
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images.sources import open_images
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_run: tuple[Path, Path]) -> Generator:
+    return Generator.from_run(tiny_run[1], device="cpu", dtype="float32")
+
+
+def pixels_apart(one: torch.Tensor, other: torch.Tensor) -> int:
+    return int((one.int() - other.int()).abs().max())
+
+
+def test_sample_is_determined_by_the_seed(generator: Generator) -> None:
+    """The same seed gives the same images bit for bit, another seed others; images of one seed differ."""
+    first = generator.sample(3, seed=1, batch_size=3)
+    assert first.dtype == torch.uint8 and first.shape == (3, 3, 16, 32)
+    assert torch.equal(first, generator.sample(3, seed=1, batch_size=3))
+    assert not torch.equal(first, generator.sample(3, seed=2, batch_size=3))
+    assert len(first.flatten(1).unique(dim=0)) == 3
+
+
+def test_image_does_not_depend_on_the_number_of_images(generator: Generator) -> None:
+    """With the same batch size image i is the same among 1, 4 or 7, and where sampling begins with it."""
+    many = generator.sample(7, seed=3, batch_size=4)
+    for count in (1, 4):
+        assert torch.equal(generator.sample(count, seed=3, batch_size=4), many[:count])
+    assert torch.equal(generator.sample(2, seed=3, first_image=5, batch_size=4), many[5:])
+
+
+def test_label_by_name_and_by_index(generator: Generator) -> None:
+    """The name of a class and its index, also as text, mean the same; other classes and none give other images."""
+    name = generator.classes[1]
+    by_name = generator.sample(2, label=name, batch_size=2)
+    for label in (1, "1", [name, 1]):
+        assert torch.equal(generator.sample(2, label=label, batch_size=2), by_name)
+    for label in (0, "none", [name, "none"]):
+        assert not torch.equal(generator.sample(2, label=label, batch_size=2), by_name)
+    mixed = generator.sample(2, label=[name, "none"], batch_size=2)
+    assert torch.equal(mixed[0], by_name[0])
+
+
+def test_no_label_draws_classes_by_their_frequency(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
+    """An image's class follows from its own seed, and over many images classes are as frequent as in training."""
+    frequencies = torch.tensor(json.loads((tiny_run[1] / "stage1" / "model.json").read_text())["class_frequencies"])
+    labels = generator.labels(None, range(3000), seed=0)
+    assert torch.allclose(torch.bincount(labels, minlength=len(frequencies)) / 3000, frequencies, atol=0.03)
+    assert torch.equal(generator.labels(None, range(5, 9), seed=0), labels[5:9])
+    assert not torch.equal(generator.labels(None, range(3000), seed=1), labels)
+    drawn = generator.classes[labels[0]]
+    assert torch.equal(generator.sample(1, seed=0, batch_size=1), generator.sample(1, seed=0, label=drawn, batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"label": "no such class"}, "no such class"),
+        ({"label": 10_000}, "10000"),
+        ({"label": -1}, "-1"),
+        ({"label": ["none"]}, "1 labels for 2 images"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_argument_that_does_not_fit_is_refused(generator: Generator, arguments: dict, said: str) -> None:
+    """The message names the argument or quotes its value."""
+    with pytest.raises(UserError, match=said):
+        generator.sample(2, **arguments)
+
+
+def test_controls_change_what_is_drawn(generator: Generator) -> None:
+    """Each of temperature, top_k, top_p without top_k, and guidance by itself changes the images; neutral values do not."""
+    plain = generator.sample(4, seed=0, label=0, batch_size=4)
+    for controls in ({"temperature": 0.2}, {"top_k": 1}, {"top_p": 0.2}, {"guidance": 20.0}, {"top_p": {"bottom": 0.1}}):
+        assert not torch.equal(generator.sample(4, seed=0, label=0, batch_size=4, **controls), plain), controls
+    neutral = {"temperature": {"top": 1.0}, "top_k": 300, "top_p": 1.0, "guidance": 1.0}
+    assert torch.equal(generator.sample(4, seed=0, label=0, batch_size=4, **neutral), plain)
+
+
+def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
+    """Encoding the held-out images once more gives the records of the store."""
+    config = yaml.safe_load(tiny_run[0].read_text())
+    images = open_images(ImagesConfig(**config["images"]), seed=0).validation
+    store = CodeStore(tiny_run[1] / "codes" / "validation.lmdb")
+    assert len(store) == len(images) > 0
+    codes = generator.encode(torch.stack([images.load(i) for i in range(len(images))]))
+    for i, record in enumerate(store):
+        assert all(torch.equal(codes[name][i], record.codes[name]) for name in ("top", "bottom"))
+
+
+def test_encode_and_decode_are_the_autoencoders_reconstruction(generator: Generator) -> None:
+    """Codes have their levels' grids and int64, and decode to the images of the forward pass, for more images than a batch too."""
+    images = torch.randint(256, (19, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    codes = generator.encode(images)
+    assert {name: (tuple(x.shape), x.dtype) for name, x in codes.items()} == {
+        "top": ((19, 2, 4), torch.int64),
+        "bottom": ((19, 4, 8), torch.int64),
+    }
+    with torch.no_grad():
+        expected = generator.autoencoder(images).images
+    decoded = (generator.decode(codes).float() / 127.5 - 1) - expected.clamp(-1, 1)
+    assert decoded.abs().max() <= 1.5 / 127.5
+
+
+def test_what_it_returns_can_be_trained_on(generator: Generator) -> None:
+    """Codes and images are ordinary tensors: autograd may keep them, and they may be changed in place."""
+    codes = generator.encode(generator.sample(1, batch_size=1).add_(0))
+    torch.nn.Embedding(300, 2)(codes["bottom"]).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 32, 16, dtype=torch.uint8),
+        torch.zeros(2, 1, 16, 32, dtype=torch.uint8),
+        torch.zeros(3, 16, 32, dtype=torch.uint8),
+        torch.zeros(2, 3, 16, 32),
+    ],
+    ids=lambda x: f"{tuple(x.shape)} {x.dtype}",
+)
+def test_images_of_another_kind_are_refused(generator: Generator, images: torch.Tensor) -> None:
+    """Wrong sides, channels, dimensions or type: the message says what was given and what would be right."""
+    with pytest.raises(UserError, match=r"\(B, 3, 16, 32\)"):
+        generator.encode(images)
+
+
+def test_missing_level_is_refused(generator: Generator) -> None:
+    """Codes without a level's are refused by that level's name."""
+    with pytest.raises(UserError, match="bottom"):
+        generator.decode({"top": torch.zeros(1, 2, 4, dtype=torch.long)})
+
+
+def test_priors_run_in_double(tiny_run: tuple[Path, Path]) -> None:
+    """In float64 whole-grid passes over sampled codes give a finite NLL that agrees with the float32 one."""
+    generator = Generator.from_run(tiny_run[1], device="cpu", dtype="float32")
+    codes = generator.encode(generator.sample(4, seed=0, batch_size=4))
+    labels = torch.tensor([0, 1, 2, -1])
+
+    def nll(name: str) -> torch.Tensor:
+        coarser = {"top": codes["top"]} if name == "bottom" else None
+        return torch.nn.functional.cross_entropy(generator.priors[name](codes[name], coarser, labels), codes[name])
+
+    for name in ("top", "bottom"):
+        single = nll(name)
+        generator.priors[name].double()
+        double = nll(name)
+        assert double.dtype == torch.float64 and 0 < double < torch.inf
+        assert torch.allclose(single.double(), double, rtol=1e-4)
+
+
+def test_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """The message names the folder and the stage to finish."""
+    with pytest.raises(UserError, match=r"nowhere.*stage1"):
+        Generator.from_run(tmp_path / "nowhere")
+
+
+def test_unfinished_prior_is_named(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without stage 4 encode works, and sample says which command is missing."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[1], run, ignore=shutil.ignore_patterns("stage4"))
+    generator = Generator.from_run(run, device="cpu")
+    assert generator.encode(torch.zeros(1, 3, 16, 32, dtype=torch.uint8))["top"].shape == (1, 2, 4)
+    with pytest.raises(UserError, match=r"stage4\.py --level bottom"):
+        generator.sample(1)
+
+
+def test_prior_of_another_autoencoder_is_refused(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """The message names both files."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[1], run)
+    path = run / "stage3" / "model.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({**description, "autoencoder_sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"stage3.*stage1"):
+        Generator.from_run(run, device="cpu").sample(1)
+
+
+def test_damaged_weights_are_refused(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights that are not those that model.json describes are named."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[1], run)
+    path = run / "stage1" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"stage1.model\.safetensors"):
+        Generator.from_run(run)
+
+
+def test_bfloat16_decodes_nearly_the_same(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
+    """A generator in bfloat16 samples images, and decodes codes to within a few grey values of float32."""
+    rough = Generator.from_run(tiny_run[1], device="cpu", dtype="bfloat16")
+    codes = generator.encode(generator.sample(2, batch_size=2))
+    assert 0 <= pixels_apart(rough.decode(codes), generator.decode(codes)) <= 8
+    assert rough.sample(1, batch_size=1).shape == (1, 3, 16, 32)
+    with pytest.raises(UserError, match="float16"):
+        Generator.from_run(tiny_run[1], dtype="float16")

@@ -1,0 +1,137 @@
+"""Checkpoints that survive whatever happens while they are written, and afterwards."""
+
+import resource
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqvae2.errors import UserError
+from vqvae2.training import checkpoints
+from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+
+
+def checkpoint(step: int) -> Checkpoint:
+    """One whose tensors tell its step."""
+    weights = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last) + step
+    return Checkpoint(step, {"module": {"a.weight": weights, "count": torch.tensor(step)}, "sums": {}})
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within, the operating system refuses to write more than `size` bytes into a file, as a full disk would."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Every tensor comes back bit for bit, scalars, empty groups and tensors of another memory layout included."""
+    saved = checkpoint(7)
+    save_checkpoint(tmp_path / "checkpoints", saved)
+    loaded = load_checkpoint(tmp_path / "checkpoints")
+    assert loaded.step == 7
+    assert loaded.groups.keys() == saved.groups.keys()
+    for group, tensors in saved.groups.items():
+        assert loaded.groups[group].keys() == tensors.keys()
+        assert all(torch.equal(loaded.groups[group][name], tensor) for name, tensor in tensors.items())
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    """Where no checkpoint was written there is none, and no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_newest_two_are_kept(tmp_path: Path) -> None:
+    """Older ones are removed, and the newest is loaded."""
+    for step in (2, 30, 4):
+        save_checkpoint(tmp_path, checkpoint(step))
+    assert names(tmp_path) == ["step_00000004", "step_00000030"]
+    save_checkpoint(tmp_path, checkpoint(100))
+    assert names(tmp_path) == ["step_00000030", "step_00000100"]
+    assert load_checkpoint(tmp_path).step == 100
+
+
+def test_step_may_be_saved_again(tmp_path: Path) -> None:
+    """A second checkpoint of the same step takes the place of the first."""
+    for value in (1, 2):
+        save_checkpoint(tmp_path, Checkpoint(5, {"module": {"a": torch.tensor(value)}}))
+    assert load_checkpoint(tmp_path).groups["module"]["a"] == 2
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("module.safetensors", flip_a_byte),
+        ("module.safetensors", lambda path: path.write_bytes(path.read_bytes()[:50])),
+        ("module.safetensors", Path.unlink),
+        ("manifest.json", Path.unlink),
+        ("manifest.json", lambda path: path.write_text('{"step": 3, "sha')),
+        ("manifest.json", lambda path: path.write_text("[]")),
+        ("manifest.json", lambda path: path.write_bytes(b"\xff\xfe")),
+    ],
+)
+def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, file: str, damage) -> None:
+    """Whatever was done to the newest, the warning names it and training can go on from the other."""
+    for step in (2, 3):
+        save_checkpoint(tmp_path, checkpoint(step))
+    damage(tmp_path / "step_00000003" / file)
+    with pytest.warns(UserWarning, match="step_00000003"):
+        loaded = load_checkpoint(tmp_path)
+    assert loaded.step == loaded.groups["module"]["count"] == 2
+
+
+def test_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    """A process killed while writing leaves nothing that is loaded, and the next save is not disturbed by it."""
+    save_checkpoint(tmp_path, checkpoint(2))
+    (tmp_path / "step_00000002").rename(tmp_path / ".step_00000004.partial")
+    assert load_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, checkpoint(4))
+    assert load_checkpoint(tmp_path).groups["module"]["count"] == 4
+    assert names(tmp_path) == ["step_00000004"]
+
+
+def test_failed_write_keeps_the_former_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is told to the user; both former checkpoints stay whole, and nothing half written is left."""
+    for step in (2, 3):
+        save_checkpoint(tmp_path, checkpoint(step))
+
+    def refuse(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "save_tensors", refuse)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(tmp_path, checkpoint(4))
+    assert names(tmp_path) == ["step_00000002", "step_00000003"]
+    assert load_checkpoint(tmp_path).step == 3
+
+
+def test_refusal_by_the_operating_system_reaches_the_user(tmp_path: Path) -> None:
+    """The same where safetensors itself meets the refusal, which it reports as an error of its own."""
+    save_checkpoint(tmp_path, checkpoint(2))
+    large = Checkpoint(3, {"module": {"a": torch.zeros(100_000)}})
+    with pytest.raises(UserError, match=str(tmp_path)), largest_file(100_000):
+        save_checkpoint(tmp_path, large)
+    assert names(tmp_path) == ["step_00000002"]

@@ -1,0 +1,308 @@
+"""The training loop in one process: accumulation, resuming, and updates that are not finite."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from vqvae2.autoencoder.artefact import build_autoencoder
+from vqvae2.codes.loading import CodeBatch
+from vqvae2.config import AutoencoderConfig, LevelConfig, LevelShape, PriorConfig, TrainConfig
+from vqvae2.errors import UserError
+from vqvae2.images.loading import ImageBatch
+from vqvae2.prior.artefact import build_prior
+from vqvae2.training import loop
+from vqvae2.training.average import WeightAverage
+from vqvae2.training.checkpoints import load_checkpoint
+from vqvae2.training.objectives import AutoencoderObjective, Objective, PriorObjective
+
+BATCH = 8
+SETTINGS = {
+    "batch_size": BATCH,
+    "total_steps": 6,
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "mixed_precision": "no",
+    "save_every": 2,
+    "validate_every": 3,
+    "log_every": 3,
+    "weight_average_decay": 0.9,
+}
+
+
+class InterruptionError(Exception):
+    """The process is ended from outside."""
+
+
+def autoencoder_objective(train: TrainConfig, dtype: torch.dtype = torch.float32, update: str = "ema") -> AutoencoderObjective:
+    """Of a tiny autoencoder whose codebooks start after the first step and have codes revived."""
+    config = AutoencoderConfig(
+        [LevelConfig("top", 8, codebook_size=6, code_dim=3), LevelConfig("bottom", 4, codebook_size=12, code_dim=2)],
+        hidden_channels=8,
+        residual_channels=4,
+        residual_layers=1,
+        revival_window_images=2 * BATCH,
+        continuous_steps=1,
+        codebook_update=update,
+    )
+    autoencoder = build_autoencoder(config, channels=3, seed=0).to(dtype)
+    return AutoencoderObjective(autoencoder, BATCH, train.total_steps, seed=0)
+
+
+def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> PriorObjective:
+    """Of a tiny prior with attention, dropout and hidden labels."""
+    config = PriorConfig(
+        hidden_channels=8,
+        residual_channels=8,
+        layers=2,
+        kernel_size=3,
+        attention_layers=1,
+        attention_heads=2,
+        dropout=0.3,
+        label_dropout=0.3,
+    )
+    shapes = [LevelShape("top", 3, 4, 7)]
+    return PriorObjective(build_prior(config, shapes, "top", 2, seed=0).to(dtype), BATCH, seed=0)
+
+
+def batch_of(objective: Objective, step: int) -> ImageBatch | CodeBatch:
+    """The global batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    labels, positions = torch.randint(2, (BATCH,), generator=generator), torch.arange(BATCH)
+    if isinstance(objective, PriorObjective):
+        return CodeBatch({"top": torch.randint(7, (BATCH, 3, 4), generator=generator)}, labels, positions)
+    return ImageBatch(torch.rand(BATCH, 3, 16, 24, generator=generator) * 2 - 1, labels, positions)
+
+
+def part_of(batch: Any, part: slice) -> Any:
+    fields = [{k: v[part] for k, v in x.items()} if isinstance(x, dict) else x[part] for x in batch]
+    return type(batch)(*fields)
+
+
+def train(
+    directory: Path,
+    objective: Objective,
+    settings: TrainConfig,
+    validate: Callable[[int], dict[str, float]] = lambda step: {"figure": 0.0},
+) -> None:
+    """Run the loop on one CPU process."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    parts = settings.gradient_accumulation_steps
+    directory.mkdir(exist_ok=True)
+
+    def batches(first_step: int) -> Iterator[Any]:
+        for step in count(first_step):
+            for i in range(0, BATCH, BATCH // parts):
+                yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    loop.train(objective, batches, validate, settings, directory, 0, accelerator, {"kind": "test"})
+
+
+def interrupt(objective: Objective, at: int) -> Objective:
+    """End the process in the middle of a step."""
+    end_step = objective.end_step
+
+    def stopping(step: int, *arguments: Any) -> None:
+        if step == at:
+            raise InterruptionError
+        end_step(step, *arguments)
+
+    objective.end_step = stopping
+    return objective
+
+
+def spoil(objective: Objective, steps: tuple[int, ...], value: float, before: Callable[[], object] = lambda: None) -> Objective:
+    """Put `value` into one pixel of the last image of the global batch at some steps, after calling `before`."""
+    loss = objective.loss
+
+    def spoilt(model: Any, batch: ImageBatch, step: int) -> Any:
+        if step in steps and batch.positions[0] == 0:
+            before()
+        if step in steps and batch.positions[-1] == BATCH - 1:
+            batch.images[-1, 0, 0, 0] = value
+        return loss(model, batch, step)
+
+    objective.loss = spoilt
+    return objective
+
+
+def everything(objective: Objective) -> dict[str, torch.Tensor]:
+    """Weights, codebooks and what the objective carries on."""
+    return {name: x.clone() for name, x in {**objective.module.state_dict(), **objective.state()}.items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """The same names and the same bits."""
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def log_of(directory: Path) -> list[dict]:
+    """The lines of the log without times."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: x for key, x in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("update", ["ema", "loss"])
+def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
+    """A batch of 8 in 4 parts gives the weights, codebooks and averages of the batch in one, and the same figures."""
+    results = []
+    for parts in (1, 4):
+        settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
+        objective = autoencoder_objective(settings, torch.float64, update)
+        initial = everything(objective)
+        train(tmp_path / str(parts), objective, settings)
+        exported = load_file(tmp_path / str(parts) / "model.safetensors")
+        results.append({**everything(objective), **{f"exported.{name}": x for name, x in exported.items()}})
+    whole, split = results
+    for name, x in whole.items():
+        assert torch.allclose(x, split[name], rtol=1e-5, atol=1e-9), name
+    assert all(not torch.equal(x, whole[name]) for name, x in initial.items() if name in objective.module.state_dict())
+    for a, b in zip(log_of(tmp_path / "1"), log_of(tmp_path / "4"), strict=True):
+        assert a.pop("split") == b.pop("split")
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 5])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("build", [autoencoder_objective, prior_objective])
+def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, parts: int, stopped_at: int) -> None:
+    """Ended at any step and started again, a run has the same weights, averages, codebooks and log, bit for bit, dropout included."""
+    settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
+    straight = build(settings)
+    train(tmp_path / "straight", straight, settings)
+
+    with pytest.raises(InterruptionError):
+        train(tmp_path / "resumed", interrupt(build(settings), stopped_at), settings)
+    resumed = build(settings)
+    for parameter in resumed.module.parameters():
+        parameter.data.add_(1 if stopped_at >= 2 else 0)  # all of it has to come from the checkpoint, where there is one
+    train(tmp_path / "resumed", resumed, settings)
+    assert_equal(everything(straight), everything(resumed))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
+    assert_equal(one, other)
+    assert log_of(tmp_path / "straight") == log_of(tmp_path / "resumed")
+
+
+def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
+    """With a constant rate 4 steps and then 2 more are 6 steps."""
+    settings = {**SETTINGS, "schedule": "constant", "validate_every": 100}
+    longer = TrainConfig(**settings)
+    straight, resumed = prior_objective(longer), prior_objective(longer)
+    train(tmp_path / "straight", straight, longer)
+    train(tmp_path / "resumed", prior_objective(longer), TrainConfig(**{**settings, "total_steps": 4}))
+    train(tmp_path / "resumed", resumed, longer)
+    assert_equal(everything(straight), everything(resumed))
+    assert json.loads((tmp_path / "resumed" / "model.json").read_text())["step"] == 6
+
+
+def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
+    """Validation sees the averaged weights in eval mode, and just those are exported; training goes on with its own."""
+    settings = TrainConfig(**SETTINGS)
+    objective = prior_objective(settings)
+    seen = []
+
+    def validate(step: int) -> dict[str, float]:
+        assert not objective.module.training
+        seen.append({name: x.clone() for name, x in objective.module.state_dict().items()})
+        return {"figure": float(step)}
+
+    train(tmp_path, objective, settings, validate=validate)
+    exported = load_file(tmp_path / "model.safetensors")
+    assert_equal(seen[-1], exported)
+    assert not torch.equal(exported["to_logits.weight"], objective.module.state_dict()["to_logits.weight"])
+    assert [x["figure"] for x in log_of(tmp_path) if x["split"] == "validation"] == [3, 6]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4, and the message names the step."""
+    settings = TrainConfig(**{**SETTINGS, "log_every": 1}, gradient_accumulation_steps=parts)
+    averages = []
+
+    class Watched(WeightAverage):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            averages.append(self)
+
+    monkeypatch.setattr(loop, "WeightAverage", Watched)
+    objective = autoencoder_objective(settings)
+    before = {}
+
+    def present() -> dict[str, torch.Tensor]:
+        return {**everything(objective), **{f"average.{name}": x.clone() for name, x in averages[0].averages.items()}}
+
+    spoil(objective, (4,), torch.nan, before=lambda: before.update(present()))
+    with pytest.raises(UserError, match="step 5"):
+        train(tmp_path, objective, settings)
+    assert_equal(before, present())
+    assert load_checkpoint(tmp_path / "checkpoints").step == 4
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_first_bad_step_is_named_though_it_is_read_later(tmp_path: Path) -> None:
+    """Steps 3 and 4 are bad and the log is read at step 6: step 3 is named, and no checkpoint was written after it."""
+    settings = TrainConfig(**{**SETTINGS, "log_every": 6, "save_every": 100, "gradient_clip": None})
+    objective = spoil(autoencoder_objective(settings), (2, 3), torch.inf)
+
+    with pytest.raises(UserError, match="step 3"):
+        train(tmp_path, objective, settings)
+    assert all(x.isfinite().all() for x in everything(objective).values())
+    assert load_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_save_does_not_keep_a_bad_run(tmp_path: Path) -> None:
+    """A bad step is found before the next checkpoint, though the log is not due: the one before it stays the newest."""
+    settings = TrainConfig(**{**SETTINGS, "log_every": 100, "total_steps": 8})
+    objective = spoil(autoencoder_objective(settings), (4,), torch.nan)
+
+    with pytest.raises(UserError, match="step 5"):
+        train(tmp_path, objective, settings)
+    assert load_checkpoint(tmp_path / "checkpoints").step == 4
+
+
+def test_bad_step_in_the_continuous_part_is_left_out(tmp_path: Path) -> None:
+    """Before the codebooks start a bad step stops the run just the same, with everything finite."""
+    settings = TrainConfig(**{**SETTINGS, "log_every": 1})
+    objective = spoil(autoencoder_objective(settings), (0,), torch.nan)
+    initial = everything(objective)
+
+    with pytest.raises(UserError, match="step 1"):
+        train(tmp_path, objective, settings)
+    assert_equal(initial, everything(objective))
+
+
+def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
+    """A tiny clip gives other weights than none, and the logged norm is the one before clipping."""
+    norms, weights = [], []
+    for clip in (1e-7, None):
+        settings = TrainConfig(**{**SETTINGS, "total_steps": 1, "gradient_clip": clip, "log_every": 1})
+        objective = prior_objective(settings)
+        train(tmp_path / str(clip), objective, settings)
+        norms.append(log_of(tmp_path / str(clip))[0]["gradient_norm"])
+        weights.append(objective.module.to_logits.weight.detach().clone())
+    assert norms[0] == pytest.approx(norms[1]) and norms[0] > 1e-3
+    assert not torch.allclose(*weights, rtol=1e-5)
+
+
+def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
+    """A line for every 2 steps holds the mean of the lines for each, also where a checkpoint and a resume come in between."""
+    lines = {}
+    for every in (1, 2):
+        settings = TrainConfig(**{**SETTINGS, "log_every": every})
+        train(tmp_path / str(every), prior_objective(settings), settings)
+        lines[every] = [x for x in log_of(tmp_path / str(every)) if x["split"] == "train"]
+    assert [x["step"] for x in lines[2]] == [2, 4, 6]
+    for i, line in enumerate(lines[2]):
+        pair = lines[1][2 * i : 2 * i + 2]
+        for name in ("loss", "nats_per_code", "gradient_norm"):
+            assert line[name] == pytest.approx((pair[0][name] + pair[1][name]) / 2, rel=1e-5)
