@@ -1,4 +1,5 @@
-"""Sample new images from a trained run into its folder samples/. Run the same command again to go on with an interrupted one."""
+"""Sample new images from a trained run into its folder samples/. Run the same command again to go on with an
+interrupted one."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""A tiny run of every stage, made once by the pipelines as a user calls them and shared by the tests that look at its results."""
+"""A tiny run of every stage, made once by the pipelines as a user calls them and shared by the tests that look at
+its results."""
 
 import os
 import subprocess
@@ -6,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # more only get in each other's way at these sizes
 TINY = """
 run_dir: {run_dir}
 images: {{source: shapes, size: [16, 32], horizontal_flip: true, workers: 0, max_images: 48}}
@@ -19,7 +22,8 @@ autoencoder:
   levels:
     - {{name: top, stride: 8, codebook_size: 12, code_dim: 4}}
     - {{name: bottom, stride: 4, codebook_size: 300, code_dim: 8}}
-stage1: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every: 4, log_every: 2}}
+stage1: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every: 4,
+    log_every: 2}}
 stage2: {{batch_size: 20, mixed_precision: "no"}}
 priors:
   top:
@@ -28,7 +32,8 @@ priors:
               save_every: 2, validate_every: 4, log_every: 2}}}}
   bottom:
     {{hidden_channels: 8, residual_channels: 8, layers: 2, kernel_size: 3, conditioning_layers: 1, output_layers: 1,
-     train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every: 4, log_every: 2}}}}
+     train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every:
+         4, log_every: 2}}}}
 """
 
 
@@ -39,7 +44,14 @@ def call(pipeline: str, *arguments: str, processes: int = 1, timeout: int = 240)
     if processes > 1:
         environment["ACCELERATE_USE_CPU"] = "1"
         port = str(20000 + os.getpid() % 20000)
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(processes),
+        ]
         launcher += ["--main_process_port", port]
     command = [*launcher, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)

@@ -61,7 +61,9 @@ def test_no_label_draws_classes_by_their_frequency(generator: Generator, tiny_ru
     assert torch.equal(generator.labels(None, range(5, 9), seed=0), labels[5:9])
     assert not torch.equal(generator.labels(None, range(3000), seed=1), labels)
     drawn = generator.classes[labels[0]]
-    assert torch.equal(generator.sample(1, seed=0, batch_size=1), generator.sample(1, seed=0, label=drawn, batch_size=1))
+    assert torch.equal(
+        generator.sample(1, seed=0, batch_size=1), generator.sample(1, seed=0, label=drawn, batch_size=1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,16 @@ def test_argument_that_does_not_fit_is_refused(generator: Generator, arguments: 
 
 
 def test_controls_change_what_is_drawn(generator: Generator) -> None:
-    """Each of temperature, top_k, top_p without top_k, and guidance by itself changes the images; neutral values do not."""
+    """Each of temperature, top_k, top_p without top_k, and guidance by itself changes the images; neutral values do
+    not."""
     plain = generator.sample(4, seed=0, label=0, batch_size=4)
-    for controls in ({"temperature": 0.2}, {"top_k": 1}, {"top_p": 0.2}, {"guidance": 20.0}, {"top_p": {"bottom": 0.1}}):
+    for controls in (
+        {"temperature": 0.2},
+        {"top_k": 1},
+        {"top_p": 0.2},
+        {"guidance": 20.0},
+        {"top_p": {"bottom": 0.1}},
+    ):
         assert not torch.equal(generator.sample(4, seed=0, label=0, batch_size=4, **controls), plain), controls
     neutral = {"temperature": {"top": 1.0}, "top_k": 300, "top_p": 1.0, "guidance": 1.0}
     assert torch.equal(generator.sample(4, seed=0, label=0, batch_size=4, **neutral), plain)
@@ -107,7 +116,8 @@ def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tupl
 
 
 def test_encode_and_decode_are_the_autoencoders_reconstruction(generator: Generator) -> None:
-    """Codes have their levels' grids and int64, and decode to the images of the forward pass, for more images than a batch too."""
+    """Codes have their levels' grids and int64, and decode to the images of the forward pass, for more images than a
+    batch too."""
     images = torch.randint(256, (19, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     codes = generator.encode(images)
     assert {name: (tuple(x.shape), x.dtype) for name, x in codes.items()} == {

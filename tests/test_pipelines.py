@@ -23,7 +23,10 @@ def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
     _, run_dir = tiny_run
     for stage in ("stage1", "stage3", "stage4/bottom"):
         assert (run_dir / stage / "config.yaml").exists()
-        assert [x.name for x in sorted((run_dir / stage / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
+        assert [x.name for x in sorted((run_dir / stage / "checkpoints").iterdir())] == [
+            "step_00000002",
+            "step_00000004",
+        ]
         assert json.loads((run_dir / stage / "model.json").read_text())["step"] == 4
         lines = [json.loads(x) for x in (run_dir / stage / "metrics.jsonl").read_text().splitlines()]
         assert [(x["step"], x["split"]) for x in lines] == [(2, "train"), (4, "train"), (4, "validation")]
@@ -96,7 +99,9 @@ def test_killed_stage_finishes_when_called_again(tmp_path):
     config = write_config(tmp_path, tmp_path / "run")
     longer = ["--config", str(config), "--stage1.total_steps", "100000", "--stage1.validate_every", "100000"]
     command = [sys.executable, str(ROOT / "pipelines" / "stage1.py"), *longer]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     checkpoints = tmp_path / "run" / "stage1" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step_*")) and time.monotonic() < deadline:

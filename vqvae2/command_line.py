@@ -14,7 +14,9 @@ from vqvae2.config import Config, check
 from vqvae2.errors import UserError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-FOOT = "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
+FOOT = (
+    "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
+)
 INTERRUPTED = 130
 
 T = TypeVar("T")
@@ -28,10 +30,14 @@ Yaml12Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    re.compile(
+        r"^(?:[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
 set_loader("yaml", lambda text: yaml.load(text, Yaml12Loader), exceptions=(yaml.YAMLError,))
@@ -47,7 +53,9 @@ class OneLineParser(ArgumentParser):
         self.exit(2, f"error: {' '.join(lines)} (see --help)\n")
 
 
-def parse_config(arguments: Sequence[str] | None = None, description: str = "", **options: type) -> tuple[Config, dict[str, Any]]:
+def parse_config(
+    arguments: Sequence[str] | None = None, description: str = "", **options: type
+) -> tuple[Config, dict[str, Any]]:
     """A run's configuration from --config and flags; a flag wins over the file wherever it stands.
 
     Args:

@@ -75,7 +75,8 @@ class AutoencoderConfig:
         codebook_update: ema (moving average of the features) or loss (gradient of the codebook loss).
         ema_decay: gamma, the decay of that moving average.
         revival_window_images: codes unused over this many images are revived from current features; 0: never.
-        continuous_steps: steps trained without quantisation before the codebooks start from the features; at most half of all.
+        continuous_steps: steps trained without quantisation before the codebooks start from the features; at most
+            half of all.
     """
 
     levels: list[LevelConfig]
@@ -212,7 +213,9 @@ def level_shapes(levels: list[LevelConfig], height_width: tuple[int, int]) -> li
 def compression_ratio(autoencoder: AutoencoderConfig, height_width: tuple[int, int]) -> float:
     """How many times smaller the codes of an image are than its 24-bit pixels, at log2 K bits a code."""
     height, width = height_width
-    code_bits = sum(x.height * x.width * math.log2(x.codebook_size) for x in level_shapes(autoencoder.levels, height_width))
+    code_bits = sum(
+        x.height * x.width * math.log2(x.codebook_size) for x in level_shapes(autoencoder.levels, height_width)
+    )
     return 24 * height * width / code_bits
 
 
@@ -246,7 +249,9 @@ def _requirements(config: Config) -> Iterator[Requirement]:
     yield from _train_requirements("stage1", config.stage1)
     yield _at_least("stage2.batch_size", config.stage2.batch_size, 1)
     names = [x.name for x in config.autoencoder.levels]
-    yield Requirement(set(names) == set(config.priors), "priors", sorted(config.priors), f"one entry for each level, here {names}")
+    yield Requirement(
+        set(names) == set(config.priors), "priors", sorted(config.priors), f"one entry for each level, here {names}"
+    )
     for name, prior in config.priors.items():
         yield from _prior_requirements(f"priors.{name}", prior, coarsest=names[:1] == [name])
         yield from _train_requirements(f"priors.{name}.train", prior.train)
@@ -293,7 +298,9 @@ def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requir
     yield Requirement(len(set(names)) == len(names), "autoencoder.levels", names, "a different name for each level")
     for i, level in enumerate(levels):
         key = f"autoencoder.levels[{i}]"
-        yield Requirement(re.fullmatch(r"[A-Za-z]\w*", level.name) is not None, f"{key}.name", level.name, "letters, digits and _")
+        yield Requirement(
+            re.fullmatch(r"[A-Za-z]\w*", level.name) is not None, f"{key}.name", level.name, "letters, digits and _"
+        )
         power = level.stride >= 2 and level.stride & (level.stride - 1) == 0
         yield Requirement(power, f"{key}.stride", level.stride, "a power of two, 2 or more")
         if i > 0:
@@ -323,7 +330,9 @@ def _prior_requirements(key: str, prior: PriorConfig, coarsest: bool) -> Iterato
         yield Requirement(0 <= value < 1, f"{key}.{name}", value, "0 or more and less than 1")
     if coarsest:
         right = "0 for the coarsest level: there are no coarser codes to condition on"
-        yield Requirement(prior.conditioning_layers == 0, f"{key}.conditioning_layers", prior.conditioning_layers, right)
+        yield Requirement(
+            prior.conditioning_layers == 0, f"{key}.conditioning_layers", prior.conditioning_layers, right
+        )
 
 
 def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:

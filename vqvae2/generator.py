@@ -38,7 +38,9 @@ class Generator:
         self.autoencoder: Autoencoder = trained.module.to(device)
 
     @staticmethod
-    def from_run(run_dir: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto") -> "Generator":
+    def from_run(
+        run_dir: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    ) -> "Generator":
         """Load a run.
 
         Args:
@@ -86,7 +88,9 @@ class Generator:
     @cached_property
     def _sampling_priors(self) -> dict[str, Prior]:
         """The priors in the precision that codes are drawn in."""
-        return {name: x if self.dtype == torch.float32 else deepcopy(x).to(self.dtype) for name, x in self.priors.items()}
+        return {
+            name: x if self.dtype == torch.float32 else deepcopy(x).to(self.dtype) for name, x in self.priors.items()
+        }
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -95,7 +99,8 @@ class Generator:
         expected = (self._trained.channels, height, width)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise UserError(
-                f"images: {tuple(images.shape)} {images.dtype} will not do: uint8 of shape (B, {', '.join(map(str, expected))})"
+                f"images: {tuple(images.shape)} {images.dtype} will not do: "
+                f"uint8 of shape (B, {', '.join(map(str, expected))})"
             )
         with self._autocast():
             parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(BATCH_SIZE)]
@@ -106,11 +111,15 @@ class Generator:
         """Codes of every level, as `encode` gives them -> uint8 images (B, C, H, W)."""
         missing = [name for name in self.autoencoder.names if name not in codes]
         if missing:
-            raise UserError(f"codes: the levels {missing} are missing: give those of every level, {self.autoencoder.names}")
+            raise UserError(
+                f"codes: the levels {missing} are missing: give those of every level, {self.autoencoder.names}"
+            )
         count = len(codes[self.autoencoder.names[0]])
         with self._autocast():
             parts = [
-                self.autoencoder.decode({name: x[i : i + BATCH_SIZE].to(self.device) for name, x in codes.items()}).cpu()
+                self.autoencoder.decode(
+                    {name: x[i : i + BATCH_SIZE].to(self.device) for name, x in codes.items()}
+                ).cpu()
                 for i in range(0, count, BATCH_SIZE)
             ]
         return torch.cat(parts)
@@ -134,9 +143,11 @@ class Generator:
 
         Args:
             num_images: how many.
-            label: a class by name or index, for all images or one for each; "none": the unconditional model; None: each image's
+            label: a class by name or index, for all images or one for each; "none": the unconditional model; None:
+                each image's
                 class is drawn from the training frequencies.
-            temperature: above 0; below 1 for likelier, less varied images. It, top_k and top_p may be dictionaries by level.
+            temperature: above 0; below 1 for likelier, less varied images. It, top_k and top_p may be dictionaries
+                by level.
             top_k: draw each code from the k likeliest ones only.
             top_p: draw each code from the likeliest ones that together hold this much probability only.
             guidance: above 1 the label counts for more.
@@ -175,8 +186,11 @@ class Generator:
             codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], progress)
         return self.decode(codes)
 
-    def labels(self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0) -> Tensor | None:
-        """The class index of each image, (B,) int64, -1 for the unconditional model; None for a data set without classes."""
+    def labels(
+        self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0
+    ) -> Tensor | None:
+        """The class index of each image, (B,) int64, -1 for the unconditional model; None for a data set without
+        classes."""
         wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
         if len(wanted) != len(indices):
             raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")
@@ -186,7 +200,9 @@ class Generator:
                 raise UserError("label, guidance: this run was trained on images without classes: leave both out")
             return None
         if always_labelled and (guidance != 1 or UNCONDITIONAL in wanted):
-            raise UserError("label none, guidance: this run's priors were trained with label_dropout 0 and always need a label")
+            raise UserError(
+                "label none, guidance: this run's priors were trained with label_dropout 0 and always need a label"
+            )
         return torch.tensor([self._class_index(x, i, seed) for x, i in zip(wanted, indices, strict=True)])
 
     def _class_index(self, label: Label, image: int, seed: int) -> int:
@@ -200,7 +216,10 @@ class Generator:
             return -1
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
-        raise UserError(f"label: no class {label!r}: choose one of {', '.join(self.classes)}, an index below {len(self.classes)}, or none")
+        raise UserError(
+            f"label: no class {label!r}: choose one of {', '.join(self.classes)}, "
+            f"an index below {len(self.classes)}, or none"
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -209,7 +228,8 @@ class Generator:
 def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
     """The controls of one level, checked."""
     temperature, top_k, top_p = (
-        x.get(level, default) if isinstance(x, dict) else x for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
+        x.get(level, default) if isinstance(x, dict) else x
+        for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
     )
     if not 0 < temperature < float("inf"):
         raise UserError(f"temperature: {temperature!r} will not do: a number above 0")

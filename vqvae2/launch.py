@@ -53,7 +53,9 @@ def start_accelerator(
 
 def start_training_accelerator(key: str, train: TrainConfig, config: Config, directory: Path) -> Accelerator:
     """As `start_accelerator`, for a stage that trains."""
-    accelerator = start_accelerator(key, train.mixed_precision, train.gradient_accumulation_steps, config.trackers, directory)
+    accelerator = start_accelerator(
+        key, train.mixed_precision, train.gradient_accumulation_steps, config.trackers, directory
+    )
     if config.trackers:
         flat = {name: str(value) for name, value in as_dict(config).items()}
         accelerator.init_trackers(Path(config.run_dir).name, config=flat)

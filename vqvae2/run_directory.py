@@ -17,7 +17,9 @@ from torch import Tensor
 from vqvae2.errors import UserError
 
 FORMAT_VERSION = 1
-MAY_CHANGE = frozenset({"total_steps", "save_every", "validate_every", "log_every", "workers", "trackers", "run_dir", "root"})
+MAY_CHANGE = frozenset(
+    {"total_steps", "save_every", "validate_every", "log_every", "workers", "trackers", "run_dir", "root"}
+)
 
 
 def stage_dir(run_dir: str | Path, stage: int, level: str | None = None) -> Path:
@@ -32,13 +34,17 @@ def codes_path(run_dir: str | Path, split: str) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write below `path` into messages."""
+    """Turn refusals to write at `path` or below it into messages."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{error.filename or path}: cannot be written ({error.strerror}): free the space, or choose another run_dir"
-        ) from error
+        raise UserError(f"{error.filename or path}: {_cannot_write(error.strerror)}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: {_cannot_write(str(error))}") from error
+
+
+def _cannot_write(reason: str | None) -> str:
+    return f"cannot be written ({reason}): make room or get the right to write there, or choose another run_dir"
 
 
 def make_dir(path: Path) -> Path:
@@ -46,40 +52,43 @@ def make_dir(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
-            raise UserError(f"{path}: cannot be written (Permission denied): choose another run_dir")
+            raise UserError(f"{path}: {_cannot_write('Permission denied')}")
     return path
 
 
-def begin_stage(directory: Path, configuration: dict[str, Any], write: bool) -> list[str]:
-    """Record the configuration of a stage; where it has trained already, compare it with the record first.
+def compare_configuration(directory: Path, configuration: dict[str, Any]) -> list[str]:
+    """Compare the configuration of a stage with the one it began with, where it has trained already.
 
     Args:
-        directory: of the stage; made where it is missing.
+        directory: of the stage.
         configuration: the sections that the stage reads.
-        write: whether this process is the one that writes.
 
     Returns:
         A line for each value that has changed and may change.
 
     Raises:
-        UserError: another value has changed, or the directory cannot be used.
+        UserError: another value has changed.
     """
     path = directory / "config.yaml"
-    notes = []
     trained = (directory / "model.json").exists() or any((directory / "checkpoints").glob("step_*"))
-    if path.exists() and trained:
-        former = _read_yaml(path)
-        changes = list(_differences(former, configuration))
-        refused = [f"{key} was {old!r} and is now {new!r}" for key, old, new in changes if key.split(".")[-1] not in MAY_CHANGE]
-        if refused:
-            raise UserError(
-                f"{path}: this stage began with another configuration: {'; '.join(refused)}: set it back, or use another run_dir"
-            )
-        notes = [f"{key} changes from {old!r} to {new!r}" for key, old, new in changes]
-    if write:
-        make_dir(directory)
-        write_atomically(path, yaml.safe_dump(configuration, sort_keys=False).encode())
-    return notes
+    if not (path.exists() and trained):
+        return []
+    changes = list(_differences(_read_yaml(path), configuration))
+    refused = [
+        f"{key} was {old!r} and is now {new!r}" for key, old, new in changes if key.split(".")[-1] not in MAY_CHANGE
+    ]
+    if refused:
+        raise UserError(
+            f"{path}: this stage began with another configuration: {'; '.join(refused)}: "
+            "set it back, or use another run_dir"
+        )
+    return [f"{key} changes from {old!r} to {new!r}" for key, old, new in changes]
+
+
+def record_configuration(directory: Path, configuration: dict[str, Any]) -> None:
+    """Write the sections that a stage reads into its config.yaml."""
+    make_dir(directory)
+    write_atomically(directory / "config.yaml", yaml.safe_dump(configuration, sort_keys=False).encode())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -124,7 +133,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def export_model(directory: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write model.safetensors and model.json: all that is needed to rebuild a model.
 
-    model.json is written last and carries the weights' SHA-256, so that a stage that was killed in between is not finished.
+    model.json is written last and carries the weights' SHA-256, so that a stage that was killed in between is not
+    finished.
     """
     weights_path = directory / "model.safetensors"
     beside = directory / "model.safetensors.partial"
@@ -151,7 +161,9 @@ def read_description(directory: Path, made_by: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}): run {made_by} again") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: run {made_by} again")
+        raise UserError(
+            f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: run {made_by} again"
+        )
     return description
 
 

@@ -26,7 +26,8 @@ def write_samples(
     batch_size: int,
     state: PartialState,
 ) -> Path:
-    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones; returns the grid's path.
+    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones; returns the
+    grid's path.
 
     The batches are dealt out to the processes; a batch whose files are all there is not made again.
 
@@ -47,7 +48,11 @@ def write_samples(
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
     batches = [range(i, min(i + batch_size, num_images)) for i in range(0, num_images, batch_size)]
-    mine = [batch for batch in batches[state.process_index :: state.num_processes] if not all(paths[i].exists() for i in batch)]
+    mine = [
+        batch
+        for batch in batches[state.process_index :: state.num_processes]
+        if not all(paths[i].exists() for i in batch)
+    ]
     codes = sum(prior.shape.height * prior.shape.width for prior in generator.priors.values())
     with tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process) as bar:
         for batch in mine:

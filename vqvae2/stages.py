@@ -15,7 +15,7 @@ from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
 from vqvae2.run_directory import codes_path, stage_dir
-from vqvae2.training.begin import begin_training
+from vqvae2.training.begin import begin_training, record
 from vqvae2.training.loop import train
 from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
 
@@ -32,9 +32,11 @@ def train_autoencoder(config: Config) -> None:
         return
 
     splits = open_images(images, config.seed)
+    record(directory, sections, accelerator)
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
     accelerator.print(
-        f"{len(splits.train)} images to train on, {len(splits.validation)} held out; {count_weights(autoencoder):,} weights; "
+        f"{len(splits.train)} images to train on, {len(splits.validation)} held out; "
+        f"{count_weights(autoencoder):,} weights; "
         f"codes {compression_ratio(config.autoencoder, images.height_width):.1f} times smaller than 24-bit pixels"
     )
 
@@ -72,7 +74,9 @@ def write_codes(config: Config) -> None:
     for name, images in splits._asdict().items():
         path = codes_path(config.run_dir, name)
         header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
-        written = extract_codes(autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator)
+        written = extract_codes(
+            autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator
+        )
         accelerator.print(f"{path}: {len(images)} images, {f'{written} of them new' if written else 'finished before'}")
 
 
@@ -85,7 +89,9 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
         ("classes", splits.train.classes, trained.classes),
     ):
         if here != there:
-            raise UserError(f"{key}: {here!r}, but {trained.path} was trained with {there!r}: set it back, or use another run_dir")
+            raise UserError(
+                f"{key}: {here!r}, but {trained.path} was trained with {there!r}: set it back, or use another run_dir"
+            )
 
 
 def train_prior(config: Config, level: str) -> None:
@@ -108,9 +114,11 @@ def train_prior(config: Config, level: str) -> None:
     if not begin_training(directory, sections, settings, accelerator):
         return
 
+    record(directory, sections, accelerator)
     prior = build_prior(prior_config, trained.shapes, level, len(trained.classes), config.seed).to(accelerator.device)
     accelerator.print(
-        f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; {count_weights(prior):,} weights; "
+        f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; "
+        f"{count_weights(prior):,} weights; "
         f"{describe_reach(prior)}"
     )
 
@@ -143,7 +151,8 @@ def describe_reach(prior: Prior) -> str:
     text = f"sees {reach.rows} rows up and {reach.columns} columns to either side"
     if reach.rows < prior.shape.height - 1 or reach.columns < prior.shape.width - 1:
         text += (
-            f"; warning: the grid has {prior.shape.height} rows and {prior.shape.width} columns: more layers, a larger kernel_size or "
+            f"; warning: the grid has {prior.shape.height} rows and {prior.shape.width} columns: "
+            "more layers, a larger kernel_size or "
             "attention_layers would see all of it"
         )
     return text

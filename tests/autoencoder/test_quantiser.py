@@ -32,7 +32,8 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("at_once", [1, 21, 100, 2**21])
 def test_nearest_codes_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Whatever the block size, the last block being a partial one, each vector gets the code that a full search gives it."""
+    """Whatever the block size, the last block being a partial one, each vector gets the code that a full search
+    gives it."""
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", at_once)
     torch.manual_seed(1)
     vectors, codebook = torch.randn(203, 6), torch.randn(20, 6) + 3
@@ -103,7 +104,9 @@ def test_autocast_does_not_lower_the_precision() -> None:
     plain = quantiser(features.float())
     with torch.autocast("cpu", torch.bfloat16):
         result = quantiser(features)
-    assert torch.equal(result.codes.flatten(), brute_force(features.movedim(1, 3).reshape(-1, 5), quantiser.codebook.data))
+    assert torch.equal(
+        result.codes.flatten(), brute_force(features.movedim(1, 3).reshape(-1, 5), quantiser.codebook.data)
+    )
     assert torch.equal(result.vectors, plain.vectors)
     assert result.vectors.dtype == result.features.dtype == result.commitment_loss.dtype == torch.float32
     assert torch.equal(result.commitment_loss, plain.commitment_loss)
@@ -118,7 +121,8 @@ def test_double_quantiser_tells_apart_what_float32_cannot() -> None:
 
 
 def test_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither distances nor one-hot codes of all N vectors and K codes are ever held: nothing is larger than a block or the input."""
+    """Neither distances nor one-hot codes of all N vectors and K codes are ever held: nothing is larger than a block
+    or the input."""
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", 500)
     quantiser = random_quantiser(codes=50, dim=2, learned=True)
     features = torch.randn(1, 2, 16, 32, requires_grad=True)

@@ -30,8 +30,17 @@ def tiny_prior(
         options: fields of PriorConfig.
     """
     height, width = grid
-    shapes = [LevelShape(f"coarse{x}", height // x, width // x, 4 + x) for x in coarser] + [LevelShape("own", height, width, codes)]
-    defaults = {"hidden_channels": 8, "residual_channels": 6, "layers": 2, "kernel_size": 3, "attention_heads": 2, "dropout": 0.1}
+    shapes = [LevelShape(f"coarse{x}", height // x, width // x, 4 + x) for x in coarser] + [
+        LevelShape("own", height, width, codes)
+    ]
+    defaults = {
+        "hidden_channels": 8,
+        "residual_channels": 6,
+        "layers": 2,
+        "kernel_size": 3,
+        "attention_heads": 2,
+        "dropout": 0.1,
+    }
     prior = build_prior(PriorConfig(**{**defaults, **options}), shapes, "own", classes, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in prior.parameters():  # nothing starts at zero, so that nothing is left out unseen
@@ -39,8 +48,11 @@ def tiny_prior(
     return prior.to(dtype).eval()
 
 
-def some_codes(prior: Prior, batch: int, seed: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None, torch.Tensor | None]:
-    """Random codes of the prior's level, of the coarser ones, and labels of which the first is not given; None where it takes none."""
+def some_codes(
+    prior: Prior, batch: int, seed: int = 2
+) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None, torch.Tensor | None]:
+    """Random codes of the prior's level, of the coarser ones, and labels of which the first is not given; None where
+    it takes none."""
     generator = torch.Generator().manual_seed(seed)
     own, *others = (
         torch.randint(shape.codebook_size, (batch, shape.height, shape.width), generator=generator)

@@ -43,7 +43,9 @@ def incremental(prior: Prior, codes: torch.Tensor, coarser: dict | None, labels:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("options", PRIORS, ids=str)
-def test_each_code_gets_the_logits_of_the_whole_grid(options: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
+def test_each_code_gets_the_logits_of_the_whole_grid(
+    options: dict[str, Any], dtype: torch.dtype, tolerance: float
+) -> None:
     """At every position, for every image of the batch."""
     prior = tiny_prior(dtype=dtype, **{"grid": (6, 6), **options})
     codes, coarser, labels = some_codes(prior, batch=3)

@@ -23,7 +23,9 @@ def seen(prior: Prior, source: nn.Embedding) -> torch.Tensor:
     handle = source.register_forward_hook(cut)
     logits = prior(codes, coarser, labels)[0]
     handle.remove()
-    mixed = (logits * torch.randn(len(logits), 1, 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(3))).sum(0)
+    mixed = (
+        logits * torch.randn(len(logits), 1, 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(3))
+    ).sum(0)
     gradients = [torch.autograd.grad(x, leaves[0], retain_graph=True)[0][0] for x in mixed.flatten()]
     return torch.stack([x.abs().sum(-1) > 0 for x in gradients]).view(*mixed.shape, *gradients[0].shape[:-1])
 
@@ -63,7 +65,9 @@ def test_attention_sees_every_earlier_code_and_no_other(grid: tuple[int, int], o
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize(("grid", "coarser"), [((6, 6), (2,)), ((4, 7), ()), ((9, 5), ())])
-def test_without_attention_the_rectangle_is_seen_whole(grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int) -> None:
+def test_without_attention_the_rectangle_is_seen_whole(
+    grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int
+) -> None:
     """Exactly the earlier codes at most kernel_size // 2 a layer up and to either side, which is what `reach` says."""
     prior = tiny_prior(grid, coarser=coarser, layers=layers, kernel_size=kernel_size)
     distance = kernel_size // 2 * layers

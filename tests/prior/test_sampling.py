@@ -22,7 +22,9 @@ def uniforms_of(prior: Prior, images: range, seed: int = 0) -> torch.Tensor:
     return torch.stack([image_uniforms(seed, i, "own", positions) for i in images])
 
 
-def whole_grid_sample(prior: Prior, uniforms: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None, guidance: float | None):
+def whole_grid_sample(
+    prior: Prior, uniforms: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None, guidance: float | None
+):
     """Codes (B, H, W) from a full forward pass for each position and a running sum of probabilities."""
     height, width = prior.shape.height, prior.shape.width
     codes = torch.zeros(len(uniforms), height, width, dtype=torch.long)
@@ -62,7 +64,8 @@ def test_top_k_keeps_the_likeliest(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> None:
-    """Codes are taken likeliest first until they hold top_p, without top_k being set; the likeliest one always stays."""
+    """Codes are taken likeliest first until they hold top_p, without top_k being set; the likeliest one always
+    stays."""
     logits = random_logits()
     expected = []
     for row in logits.softmax(1).tolist():
@@ -139,7 +142,8 @@ def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
 def test_guidance_goes_from_the_unconditional_logits_towards_the_conditional_ones(guidance: float) -> None:
-    """Codes are drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no label."""
+    """Codes are drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no
+    label."""
     prior = tiny_prior((4, 4), classes=3, coarser=(2,))
     _, coarser, _ = some_codes(prior, batch=8)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -159,7 +163,9 @@ def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
 
     def sample(images: list[int]) -> torch.Tensor:
         some = coarser and {name: codes[images] for name, codes in coarser.items()}
-        return sample_codes(prior, uniforms[images], some, None if labels is None else labels[images], Controls(0.8, 4, 0.95))
+        return sample_codes(
+            prior, uniforms[images], some, None if labels is None else labels[images], Controls(0.8, 4, 0.95)
+        )
 
     together = sample([0, 1, 2, 3, 4])
     assert len(together.flatten(1).unique(dim=0)) == 5
@@ -169,7 +175,8 @@ def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
 
 
 def test_controls_hold_while_sampling() -> None:
-    """With top_k 1 the likeliest code is taken each time, whatever the uniform numbers; progress adds up to the grid's codes."""
+    """With top_k 1 the likeliest code is taken each time, whatever the uniform numbers; progress adds up to the
+    grid's codes."""
     prior = tiny_prior((4, 5))
     done: list[int] = []
     codes = sample_codes(prior, uniforms_of(prior, range(2)), controls=Controls(top_k=1), progress=done.append)

@@ -41,7 +41,9 @@ class InterruptionError(Exception):
     """The process is ended from outside."""
 
 
-def autoencoder_objective(train: TrainConfig, dtype: torch.dtype = torch.float32, update: str = "ema") -> AutoencoderObjective:
+def autoencoder_objective(
+    train: TrainConfig, dtype: torch.dtype = torch.float32, update: str = "ema"
+) -> AutoencoderObjective:
     """Of a tiny autoencoder whose codebooks start after the first step and have codes revived."""
     config = AutoencoderConfig(
         [LevelConfig("top", 8, codebook_size=6, code_dim=3), LevelConfig("bottom", 4, codebook_size=12, code_dim=2)],
@@ -120,7 +122,9 @@ def interrupt(objective: Objective, at: int) -> Objective:
     return objective
 
 
-def spoil(objective: Objective, steps: tuple[int, ...], value: float, before: Callable[[], object] = lambda: None) -> Objective:
+def spoil(
+    objective: Objective, steps: tuple[int, ...], value: float, before: Callable[[], object] = lambda: None
+) -> Objective:
     """Put `value` into one pixel of the last image of the global batch at some steps, after calling `before`."""
     loss = objective.loss
 
@@ -176,7 +180,8 @@ def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("build", [autoencoder_objective, prior_objective])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, parts: int, stopped_at: int) -> None:
-    """Ended at any step and started again, a run has the same weights, averages, codebooks and log, bit for bit, dropout included."""
+    """Ended at any step and started again, a run has the same weights, averages, codebooks and log, bit for bit,
+    dropout included."""
     settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
     straight = build(settings)
     train(tmp_path / "straight", straight, settings)
@@ -185,7 +190,9 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
         train(tmp_path / "resumed", interrupt(build(settings), stopped_at), settings)
     resumed = build(settings)
     for parameter in resumed.module.parameters():
-        parameter.data.add_(1 if stopped_at >= 2 else 0)  # all of it has to come from the checkpoint, where there is one
+        parameter.data.add_(
+            1 if stopped_at >= 2 else 0
+        )  # all of it has to come from the checkpoint, where there is one
     train(tmp_path / "resumed", resumed, settings)
     assert_equal(everything(straight), everything(resumed))
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
@@ -224,8 +231,11 @@ def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
-    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4, and the message names the step."""
+def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4, and the message
+    names the step."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 1}, gradient_accumulation_steps=parts)
     averages = []
 
@@ -295,7 +305,8 @@ def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
-    """A line for every 2 steps holds the mean of the lines for each, also where a checkpoint and a resume come in between."""
+    """A line for every 2 steps holds the mean of the lines for each, also where a checkpoint and a resume come in
+    between."""
     lines = {}
     for every in (1, 2):
         settings = TrainConfig(**{**SETTINGS, "log_every": every})

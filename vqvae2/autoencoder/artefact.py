@@ -38,7 +38,9 @@ class TrainedAutoencoder:
     path: Path
 
 
-def describe_autoencoder(config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int]) -> dict[str, Any]:
+def describe_autoencoder(
+    config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int]
+) -> dict[str, Any]:
     """What model.json says of an autoencoder trained on images with these labels."""
     return {
         "kind": "autoencoder",

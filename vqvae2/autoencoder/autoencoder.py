@@ -31,8 +31,10 @@ class Losses(NamedTuple):
 class Autoencoder(nn.Module):
     """Encoders from fine to coarse, quantisers and decoders from coarse to fine (Razavi et al. 2019, algorithm 1).
 
-    The coarsest level is quantised first. The decoder of a level sees its code vectors and all coarser ones; what it makes of
-    them joins the next finer level's features before that level is quantised. The finest level's decoder makes the image.
+    The coarsest level is quantised first. The decoder of a level sees its code vectors and all coarser ones; what it
+    makes of
+    them joins the next finer level's features before that level is quantised. The finest level's decoder makes the
+    image.
     Lists run coarsest level first.
     """
 
@@ -96,7 +98,9 @@ class Autoencoder(nn.Module):
         Levels may be left out from the finest up: the mean of their codebook then stands at each of their positions.
         """
         context = None
-        for name, level, quantiser, decode in zip(self.names, self.config.levels, self.quantisers, self.decoders, strict=True):
+        for name, level, quantiser, decode in zip(
+            self.names, self.config.levels, self.quantisers, self.decoders, strict=True
+        ):
             if name in codes:
                 vectors = quantiser.look_up(codes[name])
             else:

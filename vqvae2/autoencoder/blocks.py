@@ -1,5 +1,7 @@
 """Convolutional blocks of the autoencoder (Razavi et al. 2019, section 3.1 and appendix A)."""
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,12 +18,15 @@ class ResidualBlock(nn.Module):
         return x + self.merge(F.relu(self.spread(F.relu(x))))
 
 
-def encoder(in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int) -> nn.Sequential:
-    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), the sides halved by each strided convolution."""
+def encoder(
+    in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int
+) -> nn.Sequential:
+    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), the sides halved by each strided
+    convolution."""
     halvings = ratio.bit_length() - 1
     widths = [in_channels, hidden_channels // 2] + [hidden_channels] * (halvings - 1)
     layers: list[nn.Module] = []
-    for narrow, wide in zip(widths, widths[1:], strict=False):
+    for narrow, wide in itertools.pairwise(widths):
         layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
     layers.append(nn.Conv2d(widths[-1], hidden_channels, 3, padding=1))
     layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
@@ -37,6 +42,6 @@ def decoder(
     widths = [hidden_channels, *widths][-doublings - 1 :]
     layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden_channels, 3, padding=1)]
     layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
-    for wide, narrow in zip(widths, widths[1:], strict=False):
+    for wide, narrow in itertools.pairwise(widths):
         layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
     return nn.Sequential(*layers)

@@ -1,6 +1,7 @@
 """What keeps codebooks alive: the start from data, the moving average (Oord et al. 2017, appendix A.1), revival.
 
-Every decision depends on (seed, step, level, place in the global batch) alone, and every sum goes over all processes, so that the
+Every decision depends on (seed, step, level, place in the global batch) alone, and every sum goes over all
+processes, so that the
 codebooks are the same on each of them.
 """
 
@@ -25,7 +26,8 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,). Empty centres move to random vectors."""
+    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,). Empty centres move to
+    random vectors."""
     order = torch.randperm(len(vectors), generator=generator)
     centres = vectors[order[torch.arange(k) % len(vectors)]]
     for iteration in range(KMEANS_ITERATIONS):
@@ -47,7 +49,8 @@ def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 class Picks(NamedTuple):
-    """Vectors to be taken from a global batch of features: for each, the image's place in the batch and the place in the image."""
+    """Vectors to be taken from a global batch of features: for each, the image's place in the batch and the place in
+    the image."""
 
     positions: Tensor
     places: Tensor
@@ -55,7 +58,11 @@ class Picks(NamedTuple):
 
 def draw_picks(count: int, batch_size: int, places: int, generator: torch.Generator) -> Picks:
     """`count` places in a global batch, drawn at random."""
-    flat = torch.randint(batch_size * places, (count,), generator=generator)
+    available = batch_size * places
+    if count <= available:
+        flat = torch.randperm(available, generator=generator)[:count]
+    else:
+        flat = torch.randint(available, (count,), generator=generator)
     return Picks(flat // places, flat % places)
 
 
@@ -88,7 +95,8 @@ class _Level:
 
 
 class Codebooks:
-    """The codebooks of an autoencoder while it is trained: call `observe` after each forward pass and `update` once a step."""
+    """The codebooks of an autoencoder while it is trained: call `observe` after each forward pass and `update` once
+    a step."""
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
         """`batch_size`: of the global batch, in images."""
@@ -103,10 +111,12 @@ class Codebooks:
 
     @torch.no_grad()
     def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
-        """Set every codebook to the k-means centres of its level's features, coarsest level first: finer features depend on it.
+        """Set every codebook to the k-means centres of its level's features, coarsest level first: finer features
+        depend on it.
 
         Args:
-            batches: the first global batches, as many as it takes: of each, this process's (images, positions) by accumulation step.
+            batches: the first global batches, as many as it takes: of each, this process's (images, positions) by
+                accumulation step.
             reduce: sum over all processes.
         """
         read: list[list[tuple[Tensor, Tensor]]] = []
@@ -126,8 +136,11 @@ class Codebooks:
             level.average_count.copy_(counts * (self.batch_size * places / counts.sum()))
             level.average_sum.copy_(level.codebook * level.average_count[:, None])
 
-    def _draw(self, parts: list[tuple[Tensor, Tensor]], i: int, count: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """At most `count` of level i's features in one global batch, as far as they lie here, and the codes an image has."""
+    def _draw(
+        self, parts: list[tuple[Tensor, Tensor]], i: int, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        """At most `count` of level i's features in one global batch, as far as they lie here, and the codes an image
+        has."""
         vectors: Tensor | float = 0.0
         picks = None
         for images, positions in parts:
@@ -181,7 +194,7 @@ class Codebooks:
         _keep(level.average_sum, level.average_sum.lerp(level.sum, 1 - decay), applied)
         count = level.average_count[:, None]
         mean = level.average_sum / count.clamp(min=EMPTY)
-        level.codebook.copy_(torch.where(count > EMPTY, mean, level.codebook))
+        _keep(level.codebook, torch.where(count > EMPTY, mean, level.codebook), applied)
 
     def _revive(self, level: _Level, candidates: Tensor, applied: Tensor) -> None:
         dead = (level.window_count == 0) & applied

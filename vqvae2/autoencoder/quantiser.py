@@ -31,7 +31,8 @@ class Quantised(NamedTuple):
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code vector nearest to each of `vectors`: (N, D), (K, D) -> (N,) int64.
 
-    By |x - e|^2 = |x|^2 - 2 x.e + |e|^2, of which the first term does not matter: one matrix product, a block of rows at a time.
+    By |x - e|^2 = |x|^2 - 2 x.e + |e|^2, of which the first term does not matter: one matrix product, a block of
+    rows at a time.
     """
     squares = codebook.square().sum(1)
     rows = max(1, DISTANCES_AT_ONCE // len(codebook))

@@ -1,4 +1,5 @@
-"""How well a codebook is used, over a fixed window of images: a batch alone would make the figures depend on its size."""
+"""How well a codebook is used, over a fixed window of images: a batch alone would make the figures depend on its
+size."""
 
 from typing import NamedTuple
 

@@ -24,7 +24,8 @@ def extract_codes(
     workers: int,
     accelerator: Accelerator,
 ) -> int:
-    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped. Returns how many it wrote.
+    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped. Returns how many
+    it wrote.
 
     Each process encodes its share of every batch of `batch_size`; the first one gathers and writes.
     """
@@ -33,7 +34,8 @@ def extract_codes(
     done = int(accelerator.reduce(done))  # the other processes add nothing
     share = batch_size // accelerator.num_processes
     remaining = list(range(done, len(images)))
-    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it takes the last image again.
+    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it takes the
+    # last image again.
     padding = -len(remaining) % accelerator.num_processes
     padded = remaining + remaining[-1:] * padding
     batches = [padded[i : i + batch_size] for i in range(0, len(padded), batch_size)]
@@ -74,5 +76,8 @@ def open_codes(path: Path, autoencoder_sha256: str, model_path: Path) -> CodeSto
     """The finished store at `path`, refused where another autoencoder than the one at `model_path` made it."""
     store = CodeStore(path)
     if store.header.autoencoder_sha256 != autoencoder_sha256:
-        raise UserError(f"{path} holds the codes of another autoencoder than {model_path}: delete {path.parent} and run stage 2 again")
+        raise UserError(
+            f"{path} holds the codes of another autoencoder than {model_path}: "
+            f"delete {path.parent} and run stage 2 again"
+        )
     return store

@@ -12,7 +12,8 @@ from vqvae2.images.order import Item
 
 
 class CodeBatch(NamedTuple):
-    """Codes (B, H, W) of each level, labels (B,), -1 for none, and each image's place in the global batch, (B,); all int64."""
+    """Codes (B, H, W) of each level, labels (B,), -1 for none, and each image's place in the global batch, (B,); all
+    int64."""
 
     codes: dict[str, Tensor]
     labels: Tensor
@@ -36,4 +37,6 @@ def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
 
 def load_code_batches(store: CodeStore, order: Iterable[list[Item]]) -> Iterator[CodeBatch]:
     """The batches that `order` lists. Reading codes costs so little that the training process does it."""
-    yield from DataLoader(_Records(store), batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available())
+    yield from DataLoader(
+        _Records(store), batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available()
+    )

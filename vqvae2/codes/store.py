@@ -1,7 +1,9 @@
 """An LMDB of codes: a header in JSON, and one record for each image with all levels' codes, its label and its name.
 
-A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of the name (2 bytes), the name in
-UTF-8, then each level's codes row by row in the smallest unsigned type that holds K - 1; numbers little-endian. Its key is its
+A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of the name (2 bytes),
+    the name in
+UTF-8, then each level's codes row by row in the smallest unsigned type that holds K - 1; numbers little-endian. Its
+key is its
 index, 8 bytes, big-endian.
 """
 
@@ -68,7 +70,9 @@ class Header:
     def to_json(self) -> bytes:
         """As stored."""
         levels = [shape._asdict() for shape in self.levels]
-        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "levels": levels}).encode()
+        return json.dumps(
+            {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "levels": levels}
+        ).encode()
 
     @staticmethod
     def from_json(content: bytes | None, path: Path) -> "Header":
@@ -79,9 +83,14 @@ class Header:
                 raise ValueError("another program's")
             version = fields.pop("format_version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a store of codes (its header is missing or foreign): run stage 2 into another folder") from error
+            raise UserError(
+                f"{path}: not a store of codes (its header is missing or foreign): run stage 2 into another folder"
+            ) from error
         if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: delete it and run stage 2 again")
+            raise UserError(
+                f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: "
+                "delete it and run stage 2 again"
+            )
         return Header(**{**fields, "levels": [LevelShape(**shape) for shape in fields["levels"]]})
 
 
@@ -135,7 +144,9 @@ class CodeStore:
         written = self._environment().stat()["entries"] - 1
         self.close()
         if written < self.header.count:
-            raise UserError(f"{self.path}: holds {written} of {self.header.count} images: run stage 2 again, it goes on from there")
+            raise UserError(
+                f"{self.path}: holds {written} of {self.header.count} images: run stage 2 again, it goes on from there"
+            )
 
     def __len__(self) -> int:
         return self.header.count
@@ -202,7 +213,9 @@ def _opening(path: Path) -> Iterator[None]:
     try:
         yield
     except lmdb.Error as error:
-        raise UserError(f"{path}: cannot be opened ({error}): if it is damaged, delete it and run stage 2 again") from error
+        raise UserError(
+            f"{path}: cannot be opened ({error}): if it is damaged, delete it and run stage 2 again"
+        ) from error
 
 
 def _refuse_cut_off(environment: lmdb.Environment, path: Path) -> None:
@@ -267,7 +280,9 @@ class CodeWriter:
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.DiskError as error:
-                raise UserError(f"{self.path}: cannot be written ({error}): free the space and run stage 2 again") from error
+                raise UserError(
+                    f"{self.path}: cannot be written ({error}): free the space and run stage 2 again"
+                ) from error
 
     def close(self) -> None:
         """Close the file."""

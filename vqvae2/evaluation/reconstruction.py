@@ -39,7 +39,8 @@ def validate_autoencoder(
         batch_size: images of one process at a time.
         workers: that load images.
         accelerator: whose autocast is used.
-        grid: where a picture of originals, reconstructions from the coarsest level alone and from all goes; None: nowhere.
+        grid: where a picture of originals, reconstructions from the coarsest level alone and from all goes; None:
+            nowhere.
 
     Returns:
         mse: mean squared error of pixels in [-1, 1].
@@ -51,7 +52,9 @@ def validate_autoencoder(
     levels = autoencoder.config.levels
     counts = [torch.zeros(level.codebook_size, dtype=torch.long, device=accelerator.device) for level in levels]
     sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of squared errors, of PSNR, of images
-    for batch in load_batches(images, in_order(mine, batch_size), workers=0 if len(mine) <= batch_size else min(workers, 2)):
+    for batch in load_batches(
+        images, in_order(mine, batch_size), workers=0 if len(mine) <= batch_size else min(workers, 2)
+    ):
         originals = batch.images.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             reconstruction = autoencoder(originals)
@@ -80,8 +83,11 @@ def psnr(squared_errors: Tensor) -> Tensor:
     return 10 * torch.log10(4 / squared_errors.clamp(min=1e-10))
 
 
-def save_reconstruction_grid(autoencoder: Autoencoder, images: ImageSet, indices: list[int], path: Path, accelerator: Accelerator) -> None:
-    """Rows of originals, of reconstructions from the coarsest level alone (where there are several), and from all levels."""
+def save_reconstruction_grid(
+    autoencoder: Autoencoder, images: ImageSet, indices: list[int], path: Path, accelerator: Accelerator
+) -> None:
+    """Rows of originals, of reconstructions from the coarsest level alone (where there are several), and from all
+    levels."""
     originals = torch.stack([images.load(i) for i in indices]).to(accelerator.device)
     with accelerator.autocast():
         codes = autoencoder.encode(originals)

@@ -28,7 +28,9 @@ def read_image(path: Path, height_width: tuple[int, int], channels: int) -> Tens
                 draft(image, height_width)
                 return to_tensor(image, height_width, channels)
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError, Warning) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder") from error
+        raise UserError(
+            f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
+        ) from error
 
 
 def draft(image: Image.Image, height_width: tuple[int, int]) -> None:

@@ -27,14 +27,18 @@ def list_folder(root: Path) -> Listing:
         UserError: no such folder, no image in it, or images both in class folders and beside them.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of images: set images.root (or images.validation_root) to an existing one")
+        raise UserError(
+            f"{root}: no such folder of images: set images.root (or images.validation_root) to an existing one"
+        )
     names = sorted(
         str((Path(folder) / file).relative_to(root).as_posix())
         for folder, _, files in os.walk(root, onerror=_refuse, followlinks=True)
         for file in files
         if Path(file).suffix.lower() in EXTENSIONS
     )
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]  # such as .ipynb_checkpoints/
+    names = [
+        name for name in names if not any(part.startswith(".") for part in name.split("/"))
+    ]  # such as .ipynb_checkpoints/
     if not names:
         raise UserError(f"{root}: no images in it (looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too)")
     in_class = [("/" in name) for name in names]

@@ -1,4 +1,5 @@
-"""The embedded data set: shapes drawn from (seed, index), so that everything can be tried without a file or a network."""
+"""The embedded data set: shapes drawn from (seed, index), so that everything can be tried without a file or a
+network."""
 
 import math
 
@@ -9,7 +10,16 @@ from vqvae2.seeding import derive_seed
 
 CLASSES = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
 GROUNDS = np.array([(0.85, 0.80, 0.70), (0.60, 0.75, 0.85), (0.80, 0.65, 0.75), (0.65, 0.80, 0.60), (0.70, 0.70, 0.75)])
-FIGURES = np.array([(0.80, 0.15, 0.15), (0.10, 0.35, 0.15), (0.15, 0.20, 0.70), (0.15, 0.12, 0.15), (0.50, 0.15, 0.55), (0.95, 0.95, 0.20)])
+FIGURES = np.array(
+    [
+        (0.80, 0.15, 0.15),
+        (0.10, 0.35, 0.15),
+        (0.15, 0.20, 0.70),
+        (0.15, 0.12, 0.15),
+        (0.50, 0.15, 0.55),
+        (0.95, 0.95, 0.20),
+    ]
+)
 SUPERSAMPLING = 4  # the outline is drawn this many times larger and averaged down
 
 

@@ -65,7 +65,9 @@ def open_images(images: ImagesConfig, seed: int) -> Splits:
 
 def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
     def load(index: int) -> Tensor:
-        return to_tensor(draw((seed, part, index), index % len(CLASSES), images.height_width), images.height_width, images.channels)
+        return to_tensor(
+            draw((seed, part, index), index % len(CLASSES), images.height_width), images.height_width, images.channels
+        )
 
     labels = [i % len(CLASSES) for i in range(count)]
     return ImageSet(list(CLASSES), labels, [f"{part}_{i:06d}" for i in range(count)], load)
@@ -81,7 +83,9 @@ def _folder(images: ImagesConfig, seed: int) -> Splits:
     held_out = list_folder(held_out_root)
     unknown = sorted(set(held_out.classes) - set(listing.classes))
     if unknown or bool(held_out.classes) != bool(listing.classes):
-        raise UserError(f"{held_out_root}: its class folders {held_out.classes} must be among those of {root}: {listing.classes}")
+        raise UserError(
+            f"{held_out_root}: its class folders {held_out.classes} must be among those of {root}: {listing.classes}"
+        )
     labels = [listing.classes.index(held_out.classes[x]) if x != NO_LABEL else x for x in held_out.labels]
     return Splits(train, _files(images, held_out_root, listing.classes, labels, held_out.names))
 

@@ -63,7 +63,8 @@ def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, A
 
 
 def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder) -> TrainedPrior:
-    """The prior of a level of a run; a UserError where its stage has not finished or another autoencoder's codes made it."""
+    """The prior of a level of a run; a UserError where its stage has not finished or another autoencoder's codes
+    made it."""
     names = [shape.name for shape in autoencoder.shapes]
     directory = prior_dir(run_dir, names, level)
     made_by = "pipelines/stage3.py" if level == names[0] else f"pipelines/stage4.py --level {level}"
@@ -71,7 +72,8 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
     path = directory / "model.safetensors"
     if description["autoencoder_sha256"] != autoencoder.sha256:
         raise UserError(
-            f"{path} was trained on the codes of another autoencoder than {autoencoder.path}: use another run_dir for one of them"
+            f"{path} was trained on the codes of another autoencoder than {autoencoder.path}: "
+            "use another run_dir for one of them"
         )
     weights = read_weights(directory, description, made_by)
     module = Prior(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class CausalAttention(nn.Module):
     """Multi-head attention whose queries come from the horizontal stack, keys and values from that stack and the codes.
 
-    A key that holds a code may only be seen by later positions, so keys and values stand one place later than what they are
+    A key that holds a code may only be seen by later positions, so keys and values stand one place later than what
+    they are
     made of, in raster order, and a learned vector stands in the first place: position p then attends to places 0..p.
     """
 
@@ -27,7 +28,7 @@ class CausalAttention(nn.Module):
 
     def forward(self, horizontal: Tensor, codes: Tensor) -> Tensor:
         """(B, H, W, channels) and the embedded codes of that shape -> the stack with what attention adds."""
-        batch, height, width, channels = horizontal.shape
+        batch, height, width, _ = horizontal.shape
         normed = rearrange(self.norm(horizontal), "b h w c -> b (h w) c")
         codes = rearrange(codes, "b h w c -> b (h w) c")
         known = torch.cat([codes.to(normed.dtype), normed], dim=-1)[:, :-1]
@@ -47,7 +48,8 @@ class CausalAttention(nn.Module):
         return AttentionState(keys_values, self.before_first.detach().expand(batch, -1).clone())
 
     def step(self, state: "AttentionState", position: int, horizontal: Tensor) -> Tensor:
-        """One position, in raster order: (B, channels) -> (B, channels). `write` must have been called for the position before."""
+        """One position, in raster order: (B, channels) -> (B, channels). `write` must have been called for the
+        position before."""
         normed = self.norm(horizontal)
         state.keys_values[:, :, :, position] = rearrange(
             self.key_value(state.known), "b (two heads d) -> two b heads d", two=2, heads=self.heads

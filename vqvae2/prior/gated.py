@@ -1,7 +1,9 @@
 """The gated causal layer (Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2).
 
-A vertical stack sees the rows above, a horizontal stack sees its own row to the left and, through the vertical one, the rows above.
-Together they leave no blind spot. Tensors are (B, H, W, channels) throughout. `forward` works on whole grids, for training;
+A vertical stack sees the rows above, a horizontal stack sees its own row to the left and, through the vertical one,
+the rows above.
+Together they leave no blind spot. Tensors are (B, H, W, channels) throughout. `forward` works on whole grids, for
+training;
 `row` and `step` do the same sums a row or a code at a time, for sampling.
 """
 
@@ -28,8 +30,10 @@ def convolve(x: Tensor, convolution: nn.Conv2d, above: int, left: int, right: in
 class GatedLayer(nn.Module):
     """One gated residual layer of both stacks.
 
-    The first layer reads the embedded codes and must not see the code it predicts: its vertical kernel covers the rows above
-    and its horizontal one the codes to the left. Later layers read the stacks, whose position i, j knows codes up to row i
+    The first layer reads the embedded codes and must not see the code it predicts: its vertical kernel covers the
+        rows above
+    and its horizontal one the codes to the left. Later layers read the stacks, whose position i, j knows codes up to
+    row i
     (vertical) or before i, j (horizontal), so their kernels take in that position too. Either way a layer reaches
     kernel_size // 2 codes further up and to either side.
     """
@@ -59,7 +63,9 @@ class GatedLayer(nn.Module):
         self.condition = nn.Linear(channels, 4 * residual_channels, bias=False) if conditioned else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, codes: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, vertical: Tensor, horizontal: Tensor, codes: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Both stacks after this layer; all (B, H, W, channels).
 
         Args:
@@ -75,7 +81,8 @@ class GatedLayer(nn.Module):
         if self.vertical_out is not None:
             vertical = vertical + self.dropout(self.vertical_out(gated))
 
-        from_above = F.pad(self.downwards(gated), (0, 0, 0, 0, 1, 0))[:, :-1]  # row i gets what the vertical stack knows at i - 1
+        # row i gets what the vertical stack knows at row i - 1
+        from_above = F.pad(self.downwards(gated), (0, 0, 0, 0, 1, 0))[:, :-1]
         source = codes if self.first else self.horizontal_norm(horizontal)
         x = convolve(source, self.horizontal_in, above=0, left=self.reach, right=0)
         x = x[:, :, :-1] if self.first else x  # one position is left over where the kernel ends before the code itself
@@ -99,8 +106,11 @@ class GatedLayer(nn.Module):
             kernel=rearrange(weight, "out c 1 w -> (w c) out").contiguous(),
         )
 
-    def row(self, state: "GatedState", vertical: Tensor, codes: Tensor, for_vertical: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Take the vertical stack through one row that is known: (B, W, channels) -> the same, and what the next row gets of it."""
+    def row(
+        self, state: "GatedState", vertical: Tensor, codes: Tensor, for_vertical: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """Take the vertical stack through one row that is known: (B, W, channels) -> the same, and what the next row
+        gets of it."""
         source = codes if self.first else self.vertical_norm(vertical)
         state.rows.copy_(state.rows.roll(-1, dims=1))
         state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
@@ -116,7 +126,8 @@ class GatedLayer(nn.Module):
             state: this layer's buffers; the first layer finds the codes to the left there (see `write`).
             column: of the position.
             horizontal: the stack at this position.
-            added: what comes from above and from the condition, with the convolution's bias: (B, 2 * residual_channels).
+            added: what comes from above and from the condition, with the convolution's bias: (B, 2 *
+                residual_channels).
         """
         if not self.first:
             self.write(state, column, self.horizontal_norm(horizontal))

@@ -35,14 +35,18 @@ class Prior(nn.Module):
         self.row_position = nn.Parameter(torch.empty(shape.height, 1, channels))
         self.column_position = nn.Parameter(torch.empty(1, shape.width, channels))
         self.label = Label(num_classes, channels) if num_classes else None
-        self.coarser_codes = CoarserCodes(coarser, shape, channels, residual, config.conditioning_layers, dropout) if coarser else None
+        self.coarser_codes = (
+            CoarserCodes(coarser, shape, channels, residual, config.conditioning_layers, dropout) if coarser else None
+        )
         self.layers = nn.ModuleList(
             GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
             for i in range(config.layers)
         )
         # spread evenly, the last one after the last layer
         after = {config.layers * (i + 1) // config.attention_layers - 1 for i in range(config.attention_layers)}
-        self.attention = nn.ModuleDict({str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)})
+        self.attention = nn.ModuleDict(
+            {str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)}
+        )
         self.output = nn.ModuleList(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
         self.norm = nn.LayerNorm(channels)
         self.to_logits = nn.Linear(channels, shape.codebook_size)
@@ -127,7 +131,9 @@ class Cache:
         height, width = prior.shape.height, prior.shape.width
         condition = prior.condition(batch, coarser, labels)
         self.gated: list[GatedState] = [layer.start(batch, width) for layer in prior.layers]
-        self.attention: dict[str, AttentionState] = {i: layer.start(batch, height * width) for i, layer in prior.attention.items()}
+        self.attention: dict[str, AttentionState] = {
+            i: layer.start(batch, height * width) for i, layer in prior.attention.items()
+        }
         self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
         self.positions = prior.positions()
         residual = prior.config.residual_channels
@@ -136,7 +142,7 @@ class Cache:
         self.row = self.column = 0
 
     def begin_row(self, row: int) -> None:
-        """Take the vertical stack through the row before, which is known by now, and clear the horizontal one."""
+        """Take the vertical stack through the row before, which is known by now."""
         prior = self.prior
         self.row = row
         if row > 0:
@@ -149,7 +155,6 @@ class Cache:
                 vertical, above = layer.row(state, vertical, embedded, for_vertical)
             _, for_horizontal = self._condition(layer, row)
             self.added[i].copy_((above + for_horizontal + layer.horizontal_in.bias).expand_as(self.added[i]))
-            state.row.zero_()
 
     def _condition(self, layer: GatedLayer, row: int) -> tuple[Tensor | float, Tensor | float]:
         return layer.split_condition(None if self.condition is None else self.condition[:, row])

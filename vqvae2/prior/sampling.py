@@ -18,7 +18,8 @@ class Controls:
         temperature: divides the logits; below 1 for likelier, less varied codes.
         top_k: draw only from the k likeliest codes; None: from all.
         top_p: draw only from the likeliest codes that together hold this much of the probability; None: from all.
-        guidance: 1: none; above 1 the label counts for more (classifier-free guidance, Ho and Salimans 2022, equation 6 with
+        guidance: 1: none; above 1 the label counts for more (classifier-free guidance, Ho and Salimans 2022,
+            equation 6 with
             w = guidance - 1).
     """
 
@@ -29,7 +30,8 @@ class Controls:
 
 
 def image_uniforms(seed: int, image: int, level: str, positions: int) -> Tensor:
-    """One uniform number in [0, 1) for each position of one image's level: a function of (seed, image, level, position) alone."""
+    """One uniform number in [0, 1) for each position of one image's level: a function of (seed, image, level,
+    position) alone."""
     return torch.rand(positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
 
 
@@ -37,8 +39,8 @@ def restrict(logits: Tensor, controls: Controls) -> Tensor:
     """Logits (B, K) after temperature, top-k and top-p; what may not be drawn is -inf."""
     logits = logits / controls.temperature
     if controls.top_k is not None and controls.top_k < logits.shape[1]:
-        least = logits.topk(controls.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        kept = logits.topk(controls.top_k).indices
+        logits = torch.full_like(logits, -torch.inf).scatter(1, kept, logits.gather(1, kept))
     if controls.top_p is not None and controls.top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(1)
@@ -83,7 +85,9 @@ def sample_codes(
         for cache in caches:
             cache.begin_row(row)
         for column in range(width):
-            logits = [cache.logits(column).float() if uniforms.is_cuda else cache.logits(column).double() for cache in caches]
+            logits = [
+                cache.logits(column).float() if uniforms.is_cuda else cache.logits(column).double() for cache in caches
+            ]
             mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
             chosen = draw(restrict(mixed, controls), uniforms[:, row * width + column])
             for cache in caches:

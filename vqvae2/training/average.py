@@ -10,7 +10,8 @@ from vqvae2.averaging import average_decay
 
 
 class WeightAverage:
-    """The averaged weights that are exported; those that follow no gradient, such as an EMA codebook, are taken as they are."""
+    """The averaged weights that are exported; those that follow no gradient, such as an EMA codebook, are taken as
+    they are."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay

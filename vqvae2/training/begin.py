@@ -1,4 +1,5 @@
-"""What comes before the first step of a stage: its directory, its record, and whether there is anything left to do."""
+"""What comes before the first step of a stage: whether there is anything left to do, and the record of its
+configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from vqvae2.config import TrainConfig
-from vqvae2.run_directory import begin_stage
+from vqvae2.run_directory import compare_configuration, record_configuration
 from vqvae2.training.loop import finished_step
 
 
 def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig, accelerator: Accelerator) -> bool:
-    """Compare the configuration with the one this stage began with, record it, and say what will happen.
+    """Compare the configuration with the one this stage began with, and say what will happen; nothing is written.
 
     Args:
         directory: of the stage.
@@ -23,12 +24,18 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
         Whether there are steps left to train.
     """
     finished = finished_step(directory)
-    for note in begin_stage(directory, sections, write=accelerator.is_main_process):
+    for note in compare_configuration(directory, sections):
         accelerator.print(f"{directory.name}: {note}")
-    accelerator.wait_for_everyone()
     if finished >= train.total_steps:
         accelerator.print(f"{directory}: finished at step {finished}, nothing to do (a larger total_steps would go on)")
         return False
     if finished:
         accelerator.print(f"{directory}: finished at step {finished}, goes on to step {train.total_steps}")
     return True
+
+
+def record(directory: Path, sections: dict[str, Any], accelerator: Accelerator) -> None:
+    """Make the stage's directory with its config.yaml; every process returns when they are there."""
+    if accelerator.is_main_process:
+        record_configuration(directory, sections)
+    accelerator.wait_for_everyone()

@@ -38,7 +38,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             for name, tensors in checkpoint.groups.items():
                 save_tensors(tensors, beside / f"{name}.safetensors")
             manifest = {path.name: sha256(path) for path in sorted(beside.iterdir())}
-            write_atomically(beside / "manifest.json", json.dumps({"step": checkpoint.step, "sha256": manifest}, indent=2).encode())
+            write_atomically(
+                beside / "manifest.json", json.dumps({"step": checkpoint.step, "sha256": manifest}, indent=2).encode()
+            )
             if final.exists():
                 shutil.rmtree(final)
             os.replace(beside, final)

@@ -1,4 +1,5 @@
-"""The training loop of stages 1, 3 and 4. Step is the only clock: all else follows from it, so that resuming is exact."""
+"""The training loop of stages 1, 3 and 4. Step is the only clock: all else follows from it, so that resuming is
+exact."""
 
 import math
 import time
@@ -41,7 +42,8 @@ def train(
     accelerator: Accelerator,
     description: dict[str, Any],
 ) -> None:
-    """Train to `config.total_steps` updates, from the newest checkpoint below `directory` if there is one, and export the model.
+    """Train to `config.total_steps` updates, from the newest checkpoint below `directory` if there is one, and
+    export the model.
 
     Args:
         objective: what is trained; its module lies on the accelerator's device.
@@ -130,7 +132,9 @@ def train(
             optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
             counts_as_bad = ~applied
         else:
-            counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)  # the scaler probes for overflow by itself
+            counts_as_bad = ~_everywhere(
+                torch.isfinite(figures["loss"]), accelerator
+            )  # the scaler probes for overflow by itself
         optimiser.step()
         optimiser.zero_grad()
         objective.end_step(step, applied, accelerator.reduce)
@@ -171,7 +175,9 @@ def train(
     accelerator.wait_for_everyone()
 
 
-def _validate(validate: Callable[[int], Figures], step: int, module: torch.nn.Module, average: WeightAverage | None) -> Figures:
+def _validate(
+    validate: Callable[[int], Figures], step: int, module: torch.nn.Module, average: WeightAverage | None
+) -> Figures:
     """Figures of the weights that would be exported now."""
     module.eval()
     with torch.no_grad(), average.swapped_in() if average else nullcontext():
@@ -204,8 +210,9 @@ def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
     bad = first_bad_step.item()
     if math.isfinite(bad):
         raise UserError(
-            f"step {int(bad)}: the loss or its gradient was not finite; the update was left out and training stops. The last good "
-            f"checkpoint in {directory / 'checkpoints'} is kept: lower the learning rate or the precision and use another run_dir"
+            f"step {int(bad)}: the loss or its gradient was not finite; the update was left out and training stops. "
+            f"The last good checkpoint in {directory / 'checkpoints'} is kept: "
+            "lower the learning rate, or set mixed_precision to no, and use another run_dir"
         )
 
 

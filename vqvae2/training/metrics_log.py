@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from vqvae2.run_directory import write_atomically
+
 
 class MetricsLog:
     """Appends lines; on resume, lines after the checkpoint's step are cut off first."""
@@ -10,7 +12,7 @@ class MetricsLog:
     def __init__(self, path: Path, first_step: int):
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        path.write_text("".join(line + "\n" for line in lines if _step_of(line) <= first_step))
+        write_atomically(path, "".join(line + "\n" for line in lines if _step_of(line) <= first_step).encode())
 
     def write(self, step: int, split: str, figures: dict[str, float]) -> None:
         """One line: the number of updates done, `train` or `validation`, and the figures."""
