@@ -1,5 +1,4 @@
-"""Sample new images from a trained run into its folder samples/. Run the same command again to go on with an
-interrupted one."""
+"""Sample new images from a trained run into its samples/; run again to go on with an interrupted one."""
 
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ class Options:
     Attributes:
         run_dir: of a run whose stages have all finished.
         num_images: how many images.
-        label: a class by name or index; none: the unconditional model; not given: drawn from the training frequencies.
+        label: a class by name or index; none: the unconditional model; not given: drawn by training frequency.
         temperature: above 0; below 1 for likelier, less varied images.
         top_k: draw each code from the k likeliest ones only.
         top_p: draw each code from the likeliest ones that together hold this much probability only.

@@ -1,5 +1,4 @@
-"""A tiny run of every stage, made once by the pipelines as a user calls them and shared by the tests that look at
-its results."""
+"""A tiny run of every stage, made once by the pipelines as a user calls them; the tests of its results share it."""
 
 import os
 import subprocess

@@ -89,8 +89,7 @@ def test_argument_that_does_not_fit_is_refused(generator: Generator, arguments: 
 
 
 def test_controls_change_what_is_drawn(generator: Generator) -> None:
-    """Each of temperature, top_k, top_p without top_k, and guidance by itself changes the images; neutral values do
-    not."""
+    """Temperature, top_k, top_p without top_k, and guidance each change the images; neutral values do not."""
     plain = generator.sample(4, seed=0, label=0, batch_size=4)
     for controls in (
         {"temperature": 0.2},
@@ -116,8 +115,10 @@ def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tupl
 
 
 def test_encode_and_decode_are_the_autoencoders_reconstruction(generator: Generator) -> None:
-    """Codes have their levels' grids and int64, and decode to the images of the forward pass, for more images than a
-    batch too."""
+    """Codes have their levels' grids and int64, and decode to the images of the forward pass.
+
+    This holds for more images than a batch too.
+    """
     images = torch.randint(256, (19, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     codes = generator.encode(images)
     assert {name: (tuple(x.shape), x.dtype) for name, x in codes.items()} == {

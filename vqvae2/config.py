@@ -17,7 +17,7 @@ class ImagesConfig:
     """Where the images come from and how they are brought to one size.
 
     Attributes:
-        source: `folder` (a folder of class folders, or a flat one), `shapes` (drawn on the fly), or `torchvision:NAME`.
+        source: `folder` (of class folders, or a flat one), `shapes` (drawn on the fly), or `torchvision:NAME`.
         root: the folder of training images; for torchvision, where it keeps its files.
         validation_root: a folder of held-out images of the same layout; null: `validation_fraction` of `root`.
         validation_fraction: share of the images held out where there is no other validation set.
@@ -104,7 +104,7 @@ class TrainConfig:
         gradient_clip: largest norm of the gradient; null: no clipping.
         gradient_accumulation_steps: parts in which a process works through its share of the batch.
         mixed_precision: auto (bf16 where the processor or GPU is fast at it, else no), no, bf16, fp16 (CUDA only).
-        weight_average_decay: export an exponential moving average of the weights with this decay; null: the last ones.
+        weight_average_decay: export the weights' exponential moving average of this decay; null: the last ones.
         compile: run the model through torch.compile.
         save_every: steps between checkpoints.
         validate_every: steps between validations.
@@ -147,13 +147,13 @@ class PriorConfig:
         hidden_channels: width of both stacks.
         residual_channels: width inside a gated residual block.
         layers: gated layers in each stack.
-        kernel_size: side of the causal convolutions, odd; a layer reaches kernel_size // 2 codes up and to either side.
+        kernel_size: side of the causal convolutions, odd; a layer reaches kernel_size // 2 codes up and sideways.
         attention_layers: how many of the layers are followed by causal self-attention over all earlier codes.
         attention_heads: heads of the attention; read only where attention_layers is not 0.
         dropout: share of activations dropped after each residual block and in the attention.
         output_layers: residual 1x1 layers between the stacks and the logits.
         conditioning_layers: residual blocks over the coarser levels' codes; 0 for the coarsest level.
-        label_dropout: share of the training images whose label is hidden; above 0 it allows guidance and label none.
+        label_dropout: share of training images whose label is hidden; above 0 it allows guidance and label none.
         train: how this prior is trained.
     """
 

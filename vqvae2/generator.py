@@ -143,11 +143,10 @@ class Generator:
 
         Args:
             num_images: how many.
-            label: a class by name or index, for all images or one for each; "none": the unconditional model; None:
-                each image's
-                class is drawn from the training frequencies.
-            temperature: above 0; below 1 for likelier, less varied images. It, top_k and top_p may be dictionaries
-                by level.
+            label: a class by name or index, for all images or one for each; "none": the unconditional model;
+                None: each image's class is drawn from the training frequencies.
+            temperature: above 0; below 1 for likelier, less varied images. It,
+                top_k and top_p may be dictionaries by level.
             top_k: draw each code from the k likeliest ones only.
             top_p: draw each code from the likeliest ones that together hold this much probability only.
             guidance: above 1 the label counts for more.
@@ -189,8 +188,7 @@ class Generator:
     def labels(
         self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0
     ) -> Tensor | None:
-        """The class index of each image, (B,) int64, -1 for the unconditional model; None for a data set without
-        classes."""
+        """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes."""
         wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
         if len(wanted) != len(indices):
             raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")

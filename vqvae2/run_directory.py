@@ -133,8 +133,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def export_model(directory: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write model.safetensors and model.json: all that is needed to rebuild a model.
 
-    model.json is written last and carries the weights' SHA-256, so that a stage that was killed in between is not
-    finished.
+    model.json is written last and carries the weights' SHA-256, so that a stage
+    that was killed in between is not finished.
     """
     weights_path = directory / "model.safetensors"
     beside = directory / "model.safetensors.partial"

@@ -26,8 +26,7 @@ def write_samples(
     batch_size: int,
     state: PartialState,
 ) -> Path:
-    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones; returns the
-    grid's path.
+    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones.
 
     The batches are dealt out to the processes; a batch whose files are all there is not made again.
 
@@ -39,6 +38,9 @@ def write_samples(
         seed: of the random numbers.
         batch_size: images made at a time by a process.
         state: which process this is.
+
+    Returns:
+        The grid's path.
     """
     at_least("num_images", num_images, 1)
     at_least("batch_size", batch_size, 1)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key alone, so that nothing has to be carried over a resume or between processes."""
+"""Random numbers that depend on a key alone, so that nothing is carried over a resume or between processes."""
 
 import hashlib
 

@@ -95,7 +95,7 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
 
 
 def train_prior(config: Config, level: str) -> None:
-    """Stages 3 and 4: codes -> the prior of one level, stage3/model.safetensors or stage4/LEVEL/model.safetensors."""
+    """Stages 3 and 4: codes -> the prior of one level, stage3/ or stage4/LEVEL/model.safetensors."""
     trained = load_autoencoder(config.run_dir)
     names = [shape.name for shape in trained.shapes]
     if level not in names:

@@ -14,7 +14,7 @@ NAMES = ["top", "upper", "lower", "bottom"]
 
 
 def tiny(levels: int, channels: int = 3, dtype: torch.dtype = torch.float32, **options) -> Autoencoder:
-    """An autoencoder of the levels' strides above, whose features, unlike those of a new network, use many codes."""
+    """An autoencoder of the levels' strides above, whose features, unlike a new network's, use many codes."""
     config = AutoencoderConfig(
         [
             LevelConfig(NAMES[i], stride, codebook_size=7 + i, code_dim=3 + i)
@@ -72,12 +72,15 @@ def test_images_may_come_as_floats() -> None:
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
 def test_finer_levels_are_quantised_knowing_all_coarser_ones(levels: int) -> None:
-    """Other code vectors at one level change the features of every finer level, even past levels that say nothing,
-    and no coarser ones."""
+    """Other code vectors at one level change the features of every finer level and of no coarser one.
+
+    They do so even past levels that say nothing.
+    """
     for changed in range(levels - 1):
         autoencoder = tiny(levels)
         for silent in autoencoder.quantisers[changed + 1 :]:
-            silent.codebook.data.zero_()  # so that a finer level can know of it only from what is handed past this one
+            # so that a finer level can know of it only from what is handed past this one
+            silent.codebook.data.zero_()
         before = features_of(autoencoder, some_images())
         autoencoder.quantisers[changed].codebook.data.neg_()
         after = features_of(autoencoder, some_images())
@@ -147,8 +150,7 @@ def test_losses_are_the_papers(loss: str, distance, update: str) -> None:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
-    """Without quantisation the features themselves are decoded, no codebook matters, and the loss is the pixel
-    distance alone."""
+    """Without quantisation features are decoded, no codebook matters, the loss is the pixel distance alone."""
     autoencoder = tiny(2, codebook_update=update)
     images = some_images()
     reconstruction = autoencoder(images, quantise=False)
@@ -177,8 +179,7 @@ def test_number_of_weights(strides: list[int], residual_channels: int, weights: 
 
 
 def test_weights_follow_from_the_seed_alone() -> None:
-    """The same seed builds the same weights whatever was drawn before; the surrounding random state is left as it
-    was."""
+    """The same seed builds the same weights whatever was drawn before; the outer random state is left alone."""
     config = tiny(2).config
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -100,8 +100,7 @@ def assert_same(one: Codebooks, other: Codebooks) -> None:
 
 
 def test_moving_average_is_the_papers() -> None:
-    """Over several steps N <- 0.9 N + 0.1 n, m <- 0.9 m + 0.1 sum, e = m / N, and a code never chosen keeps its
-    vector."""
+    """Over several steps N <- 0.9 N + 0.1 n, m <- 0.9 m + 0.1 sum, e = m / N; an unchosen code keeps its vector."""
     books = codebooks()
     expected = vectors(books)
     counts = [[0.0] * len(x) for x in expected]
@@ -154,8 +153,7 @@ def test_code_unused_for_long_stays_finite() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_two_processes_do_what_one_does(update: str) -> None:
-    """Each with half of the batch and a summed `reduce`, both keep the codebooks of one process with the whole
-    batch."""
+    """Each with half of the batch and a summed `reduce`, both keep the codebooks of one process with all of it."""
     whole, *halves = (codebooks(window_steps=4, codebook_update=update) for _ in range(3))
     before = vectors(whole)
     for step in range(LATE, LATE + 4):
@@ -174,7 +172,7 @@ def test_two_processes_do_what_one_does(update: str) -> None:
 
 
 def test_accumulated_batch_is_one_update() -> None:
-    """A batch in four passes moves the codebooks as in one: once, with the counts of all passes, by one reduction."""
+    """A batch in four passes moves the codebooks as in one: once, with all passes' counts, by one reduction."""
     whole, parts = codebooks(window_steps=4), codebooks(window_steps=4)
     calls = []
 
@@ -192,8 +190,10 @@ def test_accumulated_batch_is_one_update() -> None:
 
 
 def test_unused_codes_are_revived_after_the_window_and_only_then() -> None:
-    """With windows of 4 steps an unused code rests for 3 and then becomes a feature vector of the current batch;
-    used ones stay used."""
+    """With windows of 4 steps an unused code rests for 3 and then becomes a feature of the current batch.
+
+    Used ones stay used.
+    """
     books = codebooks(window_steps=4)
     for quantiser in books.autoencoder.quantisers:
         quantiser.codebook.data[4:] += 1000
@@ -239,8 +239,10 @@ def test_revival_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize("step", [0, LATE + 3])
 def test_step_that_was_not_applied_changes_nothing(step: int) -> None:
-    """A step with a non-finite loss leaves code vectors and averages as they are, at a window's end too, and the
-    next step goes well."""
+    """A step with a non-finite loss leaves code vectors and averages as they are, at a window's end too.
+
+    The next step goes well.
+    """
     books = codebooks(window_steps=4)
     for earlier in range(step - 3, step):
         one_step(books, features(earlier), max(0, earlier))
@@ -286,8 +288,10 @@ def some_images() -> torch.Tensor:
 
 
 def test_start_puts_the_codebooks_among_the_features() -> None:
-    """After the start every level's codes stand for most of its features' variance, the finer one's given the
-    coarser one's codes."""
+    """After the start every level's codes stand for most of its features' variance.
+
+    The finer one's do so given the coarser one's codes.
+    """
     books = codebooks()
     books.start(repeat([(some_images(), torch.arange(BATCH))]), alone)
     for result in books.autoencoder(some_images()).quantised:

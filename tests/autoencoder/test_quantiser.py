@@ -32,8 +32,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("at_once", [1, 21, 100, 2**21])
 def test_nearest_codes_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Whatever the block size, the last block being a partial one, each vector gets the code that a full search
-    gives it."""
+    """Whatever the block size, also with a partial last block, each vector gets the code of a full search."""
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", at_once)
     torch.manual_seed(1)
     vectors, codebook = torch.randn(203, 6), torch.randn(20, 6) + 3
@@ -121,8 +120,10 @@ def test_double_quantiser_tells_apart_what_float32_cannot() -> None:
 
 
 def test_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither distances nor one-hot codes of all N vectors and K codes are ever held: nothing is larger than a block
-    or the input."""
+    """Neither distances nor one-hot codes of all N vectors and K codes are ever held.
+
+    Nothing is larger than a block or the input.
+    """
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", 500)
     quantiser = random_quantiser(codes=50, dim=2, learned=True)
     features = torch.randn(1, 2, 16, 32, requires_grad=True)

@@ -51,8 +51,10 @@ def tiny_prior(
 def some_codes(
     prior: Prior, batch: int, seed: int = 2
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None, torch.Tensor | None]:
-    """Random codes of the prior's level, of the coarser ones, and labels of which the first is not given; None where
-    it takes none."""
+    """Random codes of the prior's level, of the coarser ones, and labels; None where it takes none.
+
+    The first of the labels is not given.
+    """
     generator = torch.Generator().manual_seed(seed)
     own, *others = (
         torch.randint(shape.codebook_size, (batch, shape.height, shape.width), generator=generator)

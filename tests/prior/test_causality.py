@@ -68,7 +68,7 @@ def test_attention_sees_every_earlier_code_and_no_other(grid: tuple[int, int], o
 def test_without_attention_the_rectangle_is_seen_whole(
     grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int
 ) -> None:
-    """Exactly the earlier codes at most kernel_size // 2 a layer up and to either side, which is what `reach` says."""
+    """Exactly the earlier codes at most kernel_size // 2 a layer up and to either side, as `reach` says."""
     prior = tiny_prior(grid, coarser=coarser, layers=layers, kernel_size=kernel_size)
     distance = kernel_size // 2 * layers
     assert prior.reach() == (distance, distance)

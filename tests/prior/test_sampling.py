@@ -64,8 +64,7 @@ def test_top_k_keeps_the_likeliest(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> None:
-    """Codes are taken likeliest first until they hold top_p, without top_k being set; the likeliest one always
-    stays."""
+    """Codes are taken likeliest first until they hold top_p, also without top_k; the likeliest always stays."""
     logits = random_logits()
     expected = []
     for row in logits.softmax(1).tolist():
@@ -81,7 +80,7 @@ def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> Non
 
 
 def test_top_p_is_of_what_temperature_and_top_k_leave() -> None:
-    """Probabilities 0.4, 0.3, 0.2, 0.1: of the first two alone the first holds 4/7, so that top_p 0.5 keeps it only."""
+    """Probabilities 0.4, 0.3, 0.2, 0.1: of the first two the first holds 4/7, so that top_p 0.5 keeps it only."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
     assert allowed(logits, Controls(top_p=0.5)) == [[0, 1]]
     assert allowed(logits, Controls(top_k=2, top_p=0.5)) == [[0]]
@@ -101,7 +100,7 @@ def test_draw_follows_the_probabilities() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_draw_never_gives_a_forbidden_code(dtype: torch.dtype) -> None:
-    """Not even for the smallest and the largest uniform number, with forbidden codes at either end and in between."""
+    """Not even for the smallest and largest uniform number, with forbidden codes at either end and in between."""
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2000, 40, generator=generator)).to(dtype)
     forbidden = torch.rand(2000, 40, generator=generator) < 0.7
@@ -142,8 +141,7 @@ def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
 def test_guidance_goes_from_the_unconditional_logits_towards_the_conditional_ones(guidance: float) -> None:
-    """Codes are drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no
-    label."""
+    """Drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no label."""
     prior = tiny_prior((4, 4), classes=3, coarser=(2,))
     _, coarser, _ = some_codes(prior, batch=8)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -175,8 +173,7 @@ def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
 
 
 def test_controls_hold_while_sampling() -> None:
-    """With top_k 1 the likeliest code is taken each time, whatever the uniform numbers; progress adds up to the
-    grid's codes."""
+    """With top_k 1 the likeliest code is always taken, whatever the uniforms; progress sums to the grid's codes."""
     prior = tiny_prior((4, 5))
     done: list[int] = []
     codes = sample_codes(prior, uniforms_of(prior, range(2)), controls=Controls(top_k=1), progress=done.append)

@@ -158,7 +158,7 @@ def log_of(directory: Path) -> list[dict]:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
-    """A batch of 8 in 4 parts gives the weights, codebooks and averages of the batch in one, and the same figures."""
+    """A batch of 8 in 4 parts gives the weights, codebooks, averages and figures of the batch in one."""
     results = []
     for parts in (1, 4):
         settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
@@ -180,8 +180,10 @@ def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("build", [autoencoder_objective, prior_objective])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, parts: int, stopped_at: int) -> None:
-    """Ended at any step and started again, a run has the same weights, averages, codebooks and log, bit for bit,
-    dropout included."""
+    """Ended at any step and started again, a run has the same weights, averages, codebooks and log.
+
+    They agree bit for bit, dropout included.
+    """
     settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
     straight = build(settings)
     train(tmp_path / "straight", straight, settings)
@@ -190,9 +192,8 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
         train(tmp_path / "resumed", interrupt(build(settings), stopped_at), settings)
     resumed = build(settings)
     for parameter in resumed.module.parameters():
-        parameter.data.add_(
-            1 if stopped_at >= 2 else 0
-        )  # all of it has to come from the checkpoint, where there is one
+        # all of it has to come from the checkpoint, where there is one
+        parameter.data.add_(1 if stopped_at >= 2 else 0)
     train(tmp_path / "resumed", resumed, settings)
     assert_equal(everything(straight), everything(resumed))
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
@@ -213,7 +214,7 @@ def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
 
 
 def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
-    """Validation sees the averaged weights in eval mode, and just those are exported; training goes on with its own."""
+    """Validation sees the averaged weights in eval mode, and just those are exported; training keeps its own."""
     settings = TrainConfig(**SETTINGS)
     objective = prior_objective(settings)
     seen = []
@@ -234,8 +235,10 @@ def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
 def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4, and the message
-    names the step."""
+    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4.
+
+    The message names the step.
+    """
     settings = TrainConfig(**{**SETTINGS, "log_every": 1}, gradient_accumulation_steps=parts)
     averages = []
 
@@ -260,7 +263,7 @@ def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(
 
 
 def test_first_bad_step_is_named_though_it_is_read_later(tmp_path: Path) -> None:
-    """Steps 3 and 4 are bad and the log is read at step 6: step 3 is named, and no checkpoint was written after it."""
+    """Steps 3 and 4 are bad and the log is read at step 6: step 3 is named, and no checkpoint follows it."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 6, "save_every": 100, "gradient_clip": None})
     objective = spoil(autoencoder_objective(settings), (2, 3), torch.inf)
 
@@ -271,7 +274,7 @@ def test_first_bad_step_is_named_though_it_is_read_later(tmp_path: Path) -> None
 
 
 def test_save_does_not_keep_a_bad_run(tmp_path: Path) -> None:
-    """A bad step is found before the next checkpoint, though the log is not due: the one before it stays the newest."""
+    """A bad step is found before the next checkpoint, though no log is due: the one before it stays the newest."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 100, "total_steps": 8})
     objective = spoil(autoencoder_objective(settings), (4,), torch.nan)
 
@@ -305,8 +308,7 @@ def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
-    """A line for every 2 steps holds the mean of the lines for each, also where a checkpoint and a resume come in
-    between."""
+    """A line for every 2 steps holds the mean of the lines for each, also across a checkpoint and a resume."""
     lines = {}
     for every in (1, 2):
         settings = TrainConfig(**{**SETTINGS, "log_every": every})

@@ -43,8 +43,10 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
 
 
 def test_step_follows_adam() -> None:
-    """The first step moves each weight by the learning rate against its gradient's sign; weights without gradient
-    stay."""
+    """The first step moves each weight by the learning rate against its gradient's sign.
+
+    Weights without gradient stay.
+    """
     module = nn.Linear(2, 1).double()
     module.bias.requires_grad_(False)
     weight, bias = module.weight.detach().clone(), module.bias.detach().clone()

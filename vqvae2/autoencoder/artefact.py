@@ -1,5 +1,6 @@
-"""An autoencoder as stage 1 leaves it on disk: what is written beside the weights, and how it is loaded from there."""
+"""An autoencoder as stage 1 leaves it on disk: what is written beside the weights, and how it is loaded."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,14 @@ def describe_autoencoder(
     config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int]
 ) -> dict[str, Any]:
     """What model.json says of an autoencoder trained on images with these labels."""
+    counts = Counter(labels)
     return {
         "kind": "autoencoder",
         "model": as_dict(config),
         "image_size": list(images.height_width),
         "channels": images.channels,
         "classes": classes,
-        "class_frequencies": [labels.count(i) / len(labels) for i in range(len(classes))],
+        "class_frequencies": [counts[i] / len(labels) for i in range(len(classes))],
     }
 
 

@@ -13,7 +13,7 @@ from vqvae2.images.convert import to_float, to_uint8
 
 
 class Reconstruction(NamedTuple):
-    """Decoded images (B, C, H, W), about [-1, 1], and what each level made of its features, coarsest level first."""
+    """Decoded images (B, C, H, W), about [-1, 1], and what each level made of its features, coarsest first."""
 
     images: Tensor
     quantised: list[Quantised]
@@ -31,11 +31,9 @@ class Losses(NamedTuple):
 class Autoencoder(nn.Module):
     """Encoders from fine to coarse, quantisers and decoders from coarse to fine (Razavi et al. 2019, algorithm 1).
 
-    The coarsest level is quantised first. The decoder of a level sees its code vectors and all coarser ones; what it
-    makes of
-    them joins the next finer level's features before that level is quantised. The finest level's decoder makes the
-    image.
-    Lists run coarsest level first.
+    The coarsest level is quantised first. The decoder of a level sees its code vectors and all
+    coarser ones; what it makes of them joins the next finer level's features before that level
+    is quantised. The finest level's decoder makes the image. Lists run coarsest level first.
     """
 
     def __init__(self, config: AutoencoderConfig, channels: int):
@@ -82,7 +80,7 @@ class Autoencoder(nn.Module):
         return Reconstruction(context, quantised)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W), uint8 or float in [-1, 1] -> codes (B, H / stride, W / stride), int64, of each level."""
+        """Images (B, C, H, W), uint8 or float in [-1, 1] -> codes (B, H / stride, W / stride) by level, int64."""
         codes = {}
         context = None
         for i, features in enumerate(self._features(images)):
@@ -95,7 +93,8 @@ class Autoencoder(nn.Module):
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
         """Codes of every level -> uint8 images (B, C, H, W).
 
-        Levels may be left out from the finest up: the mean of their codebook then stands at each of their positions.
+        Levels may be left out from the finest up: the mean of their codebook
+        then stands at each of their positions.
         """
         context = None
         for name, level, quantiser, decode in zip(

@@ -21,8 +21,7 @@ class ResidualBlock(nn.Module):
 def encoder(
     in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int
 ) -> nn.Sequential:
-    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), the sides halved by each strided
-    convolution."""
+    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), halved by each strided convolution."""
     halvings = ratio.bit_length() - 1
     widths = [in_channels, hidden_channels // 2] + [hidden_channels] * (halvings - 1)
     layers: list[nn.Module] = []

@@ -1,8 +1,7 @@
 """What keeps codebooks alive: the start from data, the moving average (Oord et al. 2017, appendix A.1), revival.
 
-Every decision depends on (seed, step, level, place in the global batch) alone, and every sum goes over all
-processes, so that the
-codebooks are the same on each of them.
+Every decision depends on (seed, step, level, place in the global batch) alone, and
+every sum goes over all processes, so that the codebooks are the same on each of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +25,10 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,). Empty centres move to
-    random vectors."""
+    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,).
+
+    Empty centres move to random vectors.
+    """
     order = torch.randperm(len(vectors), generator=generator)
     centres = vectors[order[torch.arange(k) % len(vectors)]]
     for iteration in range(KMEANS_ITERATIONS):
@@ -49,8 +50,7 @@ def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 class Picks(NamedTuple):
-    """Vectors to be taken from a global batch of features: for each, the image's place in the batch and the place in
-    the image."""
+    """Features to be taken from a global batch: for each, the image's place in it and the place in the image."""
 
     positions: Tensor
     places: Tensor
@@ -95,8 +95,7 @@ class _Level:
 
 
 class Codebooks:
-    """The codebooks of an autoencoder while it is trained: call `observe` after each forward pass and `update` once
-    a step."""
+    """The codebooks of an autoencoder in training: call `observe` after each forward pass, `update` once a step."""
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
         """`batch_size`: of the global batch, in images."""
@@ -111,12 +110,13 @@ class Codebooks:
 
     @torch.no_grad()
     def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
-        """Set every codebook to the k-means centres of its level's features, coarsest level first: finer features
-        depend on it.
+        """Set every codebook to the k-means centres of its level's features.
+
+        The coarsest level comes first: finer features depend on it.
 
         Args:
-            batches: the first global batches, as many as it takes: of each, this process's (images, positions) by
-                accumulation step.
+            batches: the first global batches, as many as it takes: of each, this
+                process's (images, positions) by accumulation step.
             reduce: sum over all processes.
         """
         read: list[list[tuple[Tensor, Tensor]]] = []
@@ -139,8 +139,7 @@ class Codebooks:
     def _draw(
         self, parts: list[tuple[Tensor, Tensor]], i: int, count: int, generator: torch.Generator
     ) -> tuple[Tensor, int]:
-        """At most `count` of level i's features in one global batch, as far as they lie here, and the codes an image
-        has."""
+        """Up to `count` of level i's features in one global batch, those lying here, and the codes an image has."""
         vectors: Tensor | float = 0.0
         picks = None
         for images, positions in parts:
@@ -152,7 +151,7 @@ class Codebooks:
 
     @torch.no_grad()
     def observe(self, quantised: list[Quantised], positions: Tensor, step: int) -> None:
-        """Take note of the features of one forward pass; `positions` (B,): its images' places in the global batch."""
+        """Take note of one forward pass's features; `positions` (B,): its images' places in the global batch."""
         for i, (level, result) in enumerate(zip(self.levels, quantised, strict=True)):
             flat = rearrange(result.features, "b d h w -> (b h w) d")
             count, total = count_and_sum(flat, result.codes.flatten(), len(level.codebook))

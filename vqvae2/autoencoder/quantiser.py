@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-DISTANCES_AT_ONCE = 2**21  # numbers in the N x K block of distances held at a time: 8 MiB, within a processor's cache
+# Numbers in the N x K block of distances held at a time: 8 MiB, within a processor's cache.
+DISTANCES_AT_ONCE = 2**21
 
 
 class Quantised(NamedTuple):
@@ -31,8 +32,8 @@ class Quantised(NamedTuple):
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code vector nearest to each of `vectors`: (N, D), (K, D) -> (N,) int64.
 
-    By |x - e|^2 = |x|^2 - 2 x.e + |e|^2, of which the first term does not matter: one matrix product, a block of
-    rows at a time.
+    By |x - e|^2 = |x|^2 - 2 x.e + |e|^2, of which the first term does not
+    matter: one matrix product, a block of rows at a time.
     """
     squares = codebook.square().sum(1)
     rows = max(1, DISTANCES_AT_ONCE // len(codebook))
@@ -74,7 +75,7 @@ class Quantiser(nn.Module):
         return Quantised(vectors, codes, features.detach(), commitment_loss, codebook_loss)
 
     def pass_through(self, features: Tensor) -> Quantised:
-        """(B, D, H, W) -> the same as vectors, while the codebook has not been started: codes and losses are zero."""
+        """(B, D, H, W) -> the same as vectors, while the codebook is not started: codes and losses are zero."""
         codes = torch.zeros_like(features[:, 0], dtype=torch.long)
         nothing = 0 * self.codebook.sum()
         return Quantised(features, codes, features.detach().to(self.codebook.dtype), nothing, nothing)

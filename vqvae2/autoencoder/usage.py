@@ -1,5 +1,4 @@
-"""How well a codebook is used, over a fixed window of images: a batch alone would make the figures depend on its
-size."""
+"""How well a codebook is used, over a fixed window of images: figures of one batch would depend on its size."""
 
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ from torch import Tensor
 
 
 class Usage(NamedTuple):
-    """`usage`: share of the codes that occur, 0 to 1. `perplexity`: exp of the entropy of their frequencies, 1 to K."""
+    """`usage`: share of codes that occur, 0 to 1. `perplexity`: exp of the entropy of their frequencies, 1 to K."""
 
     usage: float
     perplexity: float

@@ -24,18 +24,20 @@ def extract_codes(
     workers: int,
     accelerator: Accelerator,
 ) -> int:
-    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped. Returns how many
-    it wrote.
+    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped.
 
     Each process encodes its share of every batch of `batch_size`; the first one gathers and writes.
+
+    Returns:
+        How many it wrote.
     """
     writer = CodeWriter(path, header) if accelerator.is_main_process else None
     done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
     done = int(accelerator.reduce(done))  # the other processes add nothing
     share = batch_size // accelerator.num_processes
     remaining = list(range(done, len(images)))
-    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it takes the
-    # last image again.
+    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it
+    # takes the last image again.
     padding = -len(remaining) % accelerator.num_processes
     padded = remaining + remaining[-1:] * padding
     batches = [padded[i : i + batch_size] for i in range(0, len(padded), batch_size)]

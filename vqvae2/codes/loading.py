@@ -12,8 +12,7 @@ from vqvae2.images.order import Item
 
 
 class CodeBatch(NamedTuple):
-    """Codes (B, H, W) of each level, labels (B,), -1 for none, and each image's place in the global batch, (B,); all
-    int64."""
+    """Codes (B, H, W) of each level, labels (B,), -1 for none, images' places in the global batch (B,); int64."""
 
     codes: dict[str, Tensor]
     labels: Tensor

@@ -1,10 +1,8 @@
 """An LMDB of codes: a header in JSON, and one record for each image with all levels' codes, its label and its name.
 
-A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of the name (2 bytes),
-    the name in
-UTF-8, then each level's codes row by row in the smallest unsigned type that holds K - 1; numbers little-endian. Its
-key is its
-index, 8 bytes, big-endian.
+A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of
+the name (2 bytes), the name in UTF-8, then each level's codes row by row in the smallest
+unsigned type that holds K - 1; numbers little-endian. Its key is its index, 8 bytes, big-endian.
 """
 
 import json
@@ -131,7 +129,8 @@ def _key(index: int) -> bytes:
 class CodeStore:
     """Read-only access to a store: `len`, indexing and iteration give `Codes`.
 
-    The LMDB environment is opened at the first access in each process, since LMDB forbids carrying one over a fork.
+    The LMDB environment is opened at the first access in each process, since
+    LMDB forbids carrying one over a fork.
 
     Raises:
         UserError: no such store, a foreign or damaged one, or one whose writer has not finished.

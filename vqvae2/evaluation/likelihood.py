@@ -13,10 +13,9 @@ WINDOW_IMAGES = 1024  # images whose codes a validation during training looks at
 
 
 def nats_per_code(prior: Prior, store: CodeStore, batch_size: int, accelerator: Accelerator) -> float:
-    """Mean negative log-likelihood of the codes of up to WINDOW_IMAGES images, the same ones each time, given their
-    labels.
+    """Mean negative log-likelihood of the codes of up to WINDOW_IMAGES images, given their labels.
 
-    Every process takes its share of the images.
+    The images are the same ones each time; every process takes its share of them.
 
     Args:
         prior: in eval mode, not wrapped.

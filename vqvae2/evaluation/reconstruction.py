@@ -39,8 +39,8 @@ def validate_autoencoder(
         batch_size: images of one process at a time.
         workers: that load images.
         accelerator: whose autocast is used.
-        grid: where a picture of originals, reconstructions from the coarsest level alone and from all goes; None:
-            nowhere.
+        grid: where a picture of originals, reconstructions from the coarsest
+            level alone and from all goes; None: nowhere.
 
     Returns:
         mse: mean squared error of pixels in [-1, 1].
@@ -86,8 +86,7 @@ def psnr(squared_errors: Tensor) -> Tensor:
 def save_reconstruction_grid(
     autoencoder: Autoencoder, images: ImageSet, indices: list[int], path: Path, accelerator: Accelerator
 ) -> None:
-    """Rows of originals, of reconstructions from the coarsest level alone (where there are several), and from all
-    levels."""
+    """Rows of originals, of reconstructions from the coarsest of several levels alone, and from all levels."""
     originals = torch.stack([images.load(i) for i in indices]).to(accelerator.device)
     with accelerator.autocast():
         codes = autoencoder.encode(originals)

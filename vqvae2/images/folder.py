@@ -36,9 +36,8 @@ def list_folder(root: Path) -> Listing:
         for file in files
         if Path(file).suffix.lower() in EXTENSIONS
     )
-    names = [
-        name for name in names if not any(part.startswith(".") for part in name.split("/"))
-    ]  # such as .ipynb_checkpoints/
+    # Hidden ones are left out, such as .ipynb_checkpoints/.
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not names:
         raise UserError(f"{root}: no images in it (looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too)")
     in_class = [("/" in name) for name in names]
@@ -64,8 +63,8 @@ def load_file(path: Path, height_width: tuple[int, int], channels: int) -> Tenso
 def split(labels: list[int], first_count: int, seed: int) -> tuple[list[int], list[int]]:
     """Two sorted lists of indices, `first_count` in the first, every class shared out in proportion to its size.
 
-    The images of a class are ranked at random and every image gets its rank over its class's size; the first list takes
-    the lowest of these, so that a class with one image is in the first list.
+    The images of a class are ranked at random and every image gets its rank over its class's size;
+    the first list takes the lowest of these, so that a class with one image is in the first list.
     """
     order = torch.randperm(len(labels), generator=keyed_generator(seed, "split")).tolist()
     seen: dict[int, int] = {}

@@ -51,8 +51,9 @@ def _collate(items: list[tuple[Tensor, int, int] | UserError]) -> ImageBatch | U
 def load_batches(
     images: ImageSet, order: Sampler[list[Item]] | Sequence[list[Item]], workers: int, flip_seed: int | None = None
 ) -> Iterator[ImageBatch]:
-    """The batches that `order` lists, loaded ahead by `workers` processes; flipped at random where `flip_seed` is
-    given.
+    """The batches that `order` lists, loaded ahead by `workers` processes.
+
+    The images are flipped at random where `flip_seed` is given.
 
     Raises:
         UserError: an image cannot be read.

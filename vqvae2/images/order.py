@@ -21,8 +21,9 @@ class Item(NamedTuple):
 class StepOrder(Sampler[list[Item]]):
     """Batches of one process from `first_step` on without end, one for each accumulation step.
 
-    The images follow one another in a permutation for each epoch, drawn from (seed, epoch); batches run across its end,
-    so that no image is left out. The global batch is dealt out in order: accumulation step, process, place.
+    The images follow one another in a permutation for each epoch, drawn from
+    (seed, epoch); batches run across its end, so that no image is left out. The
+    global batch is dealt out in order: accumulation step, process, place.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""The embedded data set: shapes drawn from (seed, index), so that everything can be tried without a file or a
-network."""
+"""The embedded data set: shapes drawn from (seed, index), to try everything without a file or a network."""
 
 import math
 
@@ -54,7 +53,7 @@ def _coverage(name: str, random: np.random.Generator, height: int, width: int) -
 
 
 def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
-    """Polygons inside the unit circle, y downwards, to be filled one after the other with 255 (shape) or 0 (hole)."""
+    """Polygons inside the unit circle, y downwards, to be filled in turn with 255 (shape) or 0 (hole)."""
     angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     if name == "circle":

@@ -1,4 +1,4 @@
-"""A prior as stages 3 and 4 leave it on disk: what is written beside the weights, and how it is loaded from there."""
+"""A prior as stages 3 and 4 leave it on disk: what is written beside the weights, and how it is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,11 @@ def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, A
 
 
 def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder) -> TrainedPrior:
-    """The prior of a level of a run; a UserError where its stage has not finished or another autoencoder's codes
-    made it."""
+    """The prior of a level of a run.
+
+    Raises:
+        UserError: its stage has not finished, or another autoencoder's codes made it.
+    """
     names = [shape.name for shape in autoencoder.shapes]
     directory = prior_dir(run_dir, names, level)
     made_by = "pipelines/stage3.py" if level == names[0] else f"pipelines/stage4.py --level {level}"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention whose queries come from the horizontal stack, keys and values from that stack and the codes.
+    """Multi-head attention: queries from the horizontal stack, keys and values from that stack and the codes.
 
-    A key that holds a code may only be seen by later positions, so keys and values stand one place later than what
-    they are
-    made of, in raster order, and a learned vector stands in the first place: position p then attends to places 0..p.
+    A key that holds a code may only be seen by later positions, so keys and values
+    stand one place later than what they are made of, in raster order, and a learned
+    vector stands in the first place: position p then attends to places 0..p.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float):
@@ -48,8 +48,10 @@ class CausalAttention(nn.Module):
         return AttentionState(keys_values, self.before_first.detach().expand(batch, -1).clone())
 
     def step(self, state: "AttentionState", position: int, horizontal: Tensor) -> Tensor:
-        """One position, in raster order: (B, channels) -> (B, channels). `write` must have been called for the
-        position before."""
+        """One position, in raster order: (B, channels) -> (B, channels).
+
+        `write` must have been called for the position before.
+        """
         normed = self.norm(horizontal)
         state.keys_values[:, :, :, position] = rearrange(
             self.key_value(state.known), "b (two heads d) -> two b heads d", two=2, heads=self.heads

@@ -9,11 +9,11 @@ from vqvae2.config import LevelShape
 
 
 class CoarserCodes(nn.Module):
-    """The residual conditioning stack (Razavi et al. 2019, section 3.2): codes of the coarser levels -> a map over
-    the finer grid.
+    """The residual conditioning stack (Razavi et al. 2019, section 3.2).
 
-    From coarse to fine each level's embedded codes are added and the sum is doubled in size by learned upsampling. The
-    residual blocks stand before the last enlargement: on the grid of the nearest coarser level they cost a quarter.
+    Codes of the coarser levels -> a map over the finer grid. From coarse to fine each level's
+    embedded codes are added and the sum is doubled in size by learned upsampling. The residual blocks
+    stand before the last enlargement: on the grid of the nearest coarser level they cost a quarter.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
 """The gated causal layer (Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2).
 
-A vertical stack sees the rows above, a horizontal stack sees its own row to the left and, through the vertical one,
-the rows above.
-Together they leave no blind spot. Tensors are (B, H, W, channels) throughout. `forward` works on whole grids, for
-training;
-`row` and `step` do the same sums a row or a code at a time, for sampling.
+A vertical stack sees the rows above, a horizontal stack sees its own row to the left
+and, through the vertical one, the rows above. Together they leave no blind spot.
+Tensors are (B, H, W, channels) throughout. `forward` works on whole grids, for
+training; `row` and `step` do the same sums a row or a code at a time, for sampling.
 """
 
 from dataclasses import dataclass
@@ -30,12 +29,10 @@ def convolve(x: Tensor, convolution: nn.Conv2d, above: int, left: int, right: in
 class GatedLayer(nn.Module):
     """One gated residual layer of both stacks.
 
-    The first layer reads the embedded codes and must not see the code it predicts: its vertical kernel covers the
-        rows above
-    and its horizontal one the codes to the left. Later layers read the stacks, whose position i, j knows codes up to
-    row i
-    (vertical) or before i, j (horizontal), so their kernels take in that position too. Either way a layer reaches
-    kernel_size // 2 codes further up and to either side.
+    The first layer reads the embedded codes and must not see the code it predicts: its vertical kernel covers
+    the rows above and its horizontal one the codes to the left. Later layers read the stacks, whose position
+    i, j knows codes up to row i (vertical) or before i, j (horizontal), so their kernels take in that
+    position too. Either way a layer reaches kernel_size // 2 codes further up and to either side.
     """
 
     def __init__(
@@ -85,7 +82,8 @@ class GatedLayer(nn.Module):
         from_above = F.pad(self.downwards(gated), (0, 0, 0, 0, 1, 0))[:, :-1]
         source = codes if self.first else self.horizontal_norm(horizontal)
         x = convolve(source, self.horizontal_in, above=0, left=self.reach, right=0)
-        x = x[:, :, :-1] if self.first else x  # one position is left over where the kernel ends before the code itself
+        # one position is left over where the kernel ends before the code itself
+        x = x[:, :, :-1] if self.first else x
         horizontal = horizontal + self.dropout(self.horizontal_out(gate(x + from_above + for_horizontal)))
         return vertical, horizontal
 
@@ -109,8 +107,7 @@ class GatedLayer(nn.Module):
     def row(
         self, state: "GatedState", vertical: Tensor, codes: Tensor, for_vertical: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Take the vertical stack through one row that is known: (B, W, channels) -> the same, and what the next row
-        gets of it."""
+        """Take the vertical stack through a known row: (B, W, channels) -> the same, and what the next row gets."""
         source = codes if self.first else self.vertical_norm(vertical)
         state.rows.copy_(state.rows.roll(-1, dims=1))
         state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
@@ -126,8 +123,8 @@ class GatedLayer(nn.Module):
             state: this layer's buffers; the first layer finds the codes to the left there (see `write`).
             column: of the position.
             horizontal: the stack at this position.
-            added: what comes from above and from the condition, with the convolution's bias: (B, 2 *
-                residual_channels).
+            added: what comes from above and from the condition, with the convolution's bias:
+                (B, 2 * residual_channels).
         """
         if not self.first:
             self.write(state, column, self.horizontal_norm(horizontal))

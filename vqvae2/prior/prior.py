@@ -123,7 +123,8 @@ class OutputLayer(nn.Module):
 class Cache:
     """A prior in the middle of drawing a batch of grids: each position's column of activations is computed once.
 
-    Use: for each row `begin_row`, for each column `logits` and then `write` of the code that was chosen there.
+    Use: for each row `begin_row`, for each column `logits` and then `write` of
+    the code that was chosen there.
     """
 
     def __init__(self, prior: Prior, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None):

@@ -19,8 +19,7 @@ class Controls:
         top_k: draw only from the k likeliest codes; None: from all.
         top_p: draw only from the likeliest codes that together hold this much of the probability; None: from all.
         guidance: 1: none; above 1 the label counts for more (classifier-free guidance, Ho and Salimans 2022,
-            equation 6 with
-            w = guidance - 1).
+            equation 6 with w = guidance - 1).
     """
 
     temperature: float = 1.0
@@ -30,8 +29,7 @@ class Controls:
 
 
 def image_uniforms(seed: int, image: int, level: str, positions: int) -> Tensor:
-    """One uniform number in [0, 1) for each position of one image's level: a function of (seed, image, level,
-    position) alone."""
+    """A uniform number in [0, 1) for each position of an image's level, by (seed, image, level, position) alone."""
     return torch.rand(positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
 
 

@@ -10,8 +10,7 @@ from vqvae2.averaging import average_decay
 
 
 class WeightAverage:
-    """The averaged weights that are exported; those that follow no gradient, such as an EMA codebook, are taken as
-    they are."""
+    """The averaged weights to export; those that follow no gradient, such as an EMA codebook, as they are."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay

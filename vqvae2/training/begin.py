@@ -1,5 +1,4 @@
-"""What comes before the first step of a stage: whether there is anything left to do, and the record of its
-configuration."""
+"""What comes before a stage's first step: whether anything is left to do, and its configuration's record."""
 
 from pathlib import Path
 from typing import Any

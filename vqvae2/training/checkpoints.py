@@ -52,7 +52,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `directory`, None where there is none; damaged ones are named in a warning."""
+    """The newest whole checkpoint below `directory`, None where there is none; a warning names damaged ones."""
     for path in _newest_first(directory):
         try:
             manifest = json.loads((path / "manifest.json").read_text())

@@ -1,5 +1,7 @@
-"""The training loop of stages 1, 3 and 4. Step is the only clock: all else follows from it, so that resuming is
-exact."""
+"""The training loop of stages 1, 3 and 4.
+
+Step is the only clock: all else follows from it, so that resuming is exact.
+"""
 
 import math
 import time
@@ -42,13 +44,16 @@ def train(
     accelerator: Accelerator,
     description: dict[str, Any],
 ) -> None:
-    """Train to `config.total_steps` updates, from the newest checkpoint below `directory` if there is one, and
-    export the model.
+    """Train to `config.total_steps` updates and export the model.
+
+    Starts from the newest checkpoint below `directory` if there is one.
 
     Args:
         objective: what is trained; its module lies on the accelerator's device.
-        batches: step -> this process's parts of the global batches from that step on, one for each accumulation step.
-        validate: figures of the module's present weights on held-out data, the same on every process; gets the step.
+        batches: step -> this process's parts of the global batches from that
+            step on, one for each accumulation step.
+        validate: figures of the module's present weights on held-out data, the
+            same on every process; gets the step.
         config: batch size, steps, rates and intervals.
         directory: of the stage.
         seed: dropout is derived from (seed, step, accumulation step, process).
@@ -132,9 +137,8 @@ def train(
             optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
             counts_as_bad = ~applied
         else:
-            counts_as_bad = ~_everywhere(
-                torch.isfinite(figures["loss"]), accelerator
-            )  # the scaler probes for overflow by itself
+            # the scaler probes for overflow by itself
+            counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)
         optimiser.step()
         optimiser.zero_grad()
         objective.end_step(step, applied, accelerator.reduce)

@@ -27,8 +27,10 @@ class Objective(Protocol):
     start_step: int
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
-        """Before the step `start_step`: set what starts from data; `batches` are this process's parts of global
-        batches."""
+        """Before the step `start_step`: set what starts from data.
+
+        `batches` are this process's parts of global batches.
+        """
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         """The loss on one part of a batch; `model` is `module`, wrapped for several processes."""
@@ -46,9 +48,8 @@ class Objective(Protocol):
 class AutoencoderObjective:
     """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss.
 
-    In the first steps nothing is quantised: the features of a new network say nothing yet, and codebooks that start
-        from them
-    are left behind by the first updates.
+    In the first steps nothing is quantised: the features of a new network say nothing
+    yet, and codebooks that start from them are left behind by the first updates.
     """
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
@@ -119,8 +120,7 @@ class PriorObjective:
 
 
 def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Negative log-likelihood of the codes of `prior`'s level in nats, (B, H, W); `model` is `prior`, wrapped or
-    not."""
+    """Negative log-likelihood in nats of the codes of `prior`'s level, (B, H, W); `model`: it, wrapped or not."""
     own = codes[prior.shape.name]
     coarser = {shape.name: codes[shape.name] for shape in prior.coarser} or None
     logits = model(own, coarser, labels)

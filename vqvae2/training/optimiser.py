@@ -16,8 +16,10 @@ def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Take up `optimiser_state` again; each tensor gets its parameter's device and memory layout, which the fused
-    step relies on."""
+    """Take up `optimiser_state` again.
+
+    Each tensor gets its parameter's device and memory layout, which the fused step relies on.
+    """
     parameters = dict(module.named_parameters())
     for full_name, value in saved.items():
         name, key = full_name.rsplit(".", 1)

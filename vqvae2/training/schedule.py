@@ -6,8 +6,7 @@ from vqvae2.config import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The rate of the update number `step`, counted from 0: linear warm-up, then constant or along half a cosine
-    down to 0."""
+    """The rate of update `step`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     if train.schedule == "constant":
