@@ -1,5 +1,6 @@
 """Every stage in small, on pictures that are drawn on the fly: runs the commands that it prints."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -31,7 +32,9 @@ def call(pipeline: str, *arguments: str) -> None:
     """Run one of the neighbours, as a user would."""
     command = [sys.executable, str(PIPELINES / f"{pipeline}.py"), *arguments]
     print(f"\n$ python pipelines/{pipeline}.py {shlex.join(arguments)}", flush=True)
-    code = subprocess.run(command).returncode
+    # threads that wait without spinning leave the cores to the processes that draw the pictures
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    code = subprocess.run(command, env=environment).returncode
     if code != 0:
         raise UserError(f"{pipeline} stopped with exit code {code}, see above")
 
