@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from accelerate import PartialState
-
 from vqvae2.command_line import parse_options, run
 from vqvae2.generator import BATCH_SIZE, Generator
+from vqvae2.launch import join_processes
 from vqvae2.samples import write_samples
 
 
@@ -40,7 +39,7 @@ class Options:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
-    state = PartialState()
+    state = join_processes()
     generator = Generator.from_run(options.run_dir, state.device, options.dtype)
     grid = write_samples(
         generator,

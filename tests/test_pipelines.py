@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
     """Stages 1 and 2 on two processes give the autoencoder and the codes of one process, up to rounding."""
     _, run_dir = tiny_run
     config = write_config(tmp_path, tmp_path / "run")
-    succeed("stage1", "--config", str(config), processes=2)
+    out = succeed("stage1", "--config", str(config), processes=2)
+    assert out.count("held out") == 1  # said by the first process alone
     one, two = (load_file(x / "stage1" / "model.safetensors") for x in (run_dir, tmp_path / "run"))
     for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
@@ -133,8 +135,6 @@ def test_stages_out_of_order_are_refused(tmp_path):
 
 def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
     """Stage 3 names both files when the autoencoder is not the one that made the codes."""
-    import shutil
-
     config, run_dir = tiny_run
     other = tmp_path / "run"
     shutil.copytree(run_dir, other)
@@ -143,6 +143,21 @@ def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
     for stage in ("stage2", "stage3"):
         message = refused(stage, "--config", str(config), "--run_dir", str(other), "--seed", "1")
         assert "train.lmdb" in message
+    shutil.rmtree(other / "codes")
+    succeed("stage2", "--config", str(config), "--run_dir", str(other), "--seed", "1")
+    message = refused("stage3", "--config", str(config), "--run_dir", str(other), "--seed", "1")
+    assert str(other / "stage3") in message and str(other / "stage1" / "model.safetensors") in message
+
+
+def test_lost_weights_are_exported_again(tiny_run, tmp_path):
+    """A finished stage whose weights are gone makes them again from its last checkpoint."""
+    config, run_dir = tiny_run
+    shutil.copytree(run_dir / "stage1", tmp_path / "run" / "stage1")
+    lost = tmp_path / "run" / "stage1" / "model.safetensors"
+    before = lost.read_bytes()
+    lost.unlink()
+    succeed("stage1", "--config", str(config), "--run_dir", str(tmp_path / "run"))
+    assert lost.read_bytes() == before
 
 
 def test_changed_configuration_is_refused_with_both_values(tiny_run):

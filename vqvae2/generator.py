@@ -160,6 +160,7 @@ class Generator:
         """
         at_least("num_images", num_images, 1)
         at_least("batch_size", batch_size, 1)
+        at_least("seed", seed, 0)
         indices = range(first_image, first_image + num_images)
         labels = self.labels(label, indices, seed, guidance)
         controls = {name: controls_of(name, temperature, top_k, top_p, guidance) for name in self.autoencoder.names}

@@ -10,6 +10,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     is_tensorboard_available,
     is_wandb_available,
+    parse_flag_from_env,
 )
 
 from vqvae2.config import Config, MixedPrecision, TrainConfig, as_dict
@@ -17,6 +18,11 @@ from vqvae2.errors import UserError
 from vqvae2.precision import resolve_precision
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def join_processes() -> PartialState:
+    """Join the other processes, if there are any; by itself PartialState would not heed ACCELERATE_USE_CPU."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def start_accelerator(
@@ -38,7 +44,7 @@ def start_accelerator(
     for tracker in trackers:
         if not TRACKERS[tracker]():
             raise UserError(f'trackers: {tracker} is not installed: pip install "vqvae2[{tracker}]", or leave it out')
-    precision = resolve_precision(f"{key}.mixed_precision", mixed_precision, PartialState().device)
+    precision = resolve_precision(f"{key}.mixed_precision", mixed_precision, join_processes().device)
     AcceleratorState._reset_state()  # stage 4 trains one prior after another, each in its own precision
     # Buffers are the same everywhere by construction, so that nothing needs to be broadcast.
     distributed = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -69,17 +69,14 @@ def compare_configuration(directory: Path, configuration: dict[str, Any]) -> lis
     Raises:
         UserError: another value has changed.
     """
-    path = directory / "config.yaml"
-    trained = (directory / "model.json").exists() or any((directory / "checkpoints").glob("step_*"))
-    if not (path.exists() and trained):
-        return []
-    changes = list(_differences(_read_yaml(path), configuration))
+    former = recorded_configuration(directory)
+    changes = list(_differences(former, configuration)) if former else []
     refused = [
         f"{key} was {old!r} and is now {new!r}" for key, old, new in changes if key.split(".")[-1] not in MAY_CHANGE
     ]
     if refused:
         raise UserError(
-            f"{path}: this stage began with another configuration: {'; '.join(refused)}: "
+            f"{directory / 'config.yaml'}: this stage began with another configuration: {'; '.join(refused)}: "
             "set it back, or use another run_dir"
         )
     return [f"{key} changes from {old!r} to {new!r}" for key, old, new in changes]
@@ -91,7 +88,12 @@ def record_configuration(directory: Path, configuration: dict[str, Any]) -> None
     write_atomically(directory / "config.yaml", yaml.safe_dump(configuration, sort_keys=False).encode())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def recorded_configuration(directory: Path) -> dict[str, Any]:
+    """What the stage in `directory` was begun with; empty where it has not trained yet."""
+    path = directory / "config.yaml"
+    trained = (directory / "model.json").exists() or any((directory / "checkpoints").glob("step_*"))
+    if not (path.exists() and trained):
+        return {}
     try:
         return yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

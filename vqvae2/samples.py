@@ -44,6 +44,7 @@ def write_samples(
     """
     at_least("num_images", num_images, 1)
     at_least("batch_size", batch_size, 1)
+    at_least("seed", seed, 0)
     labels = generator.labels(label, range(num_images), seed, controls["guidance"])
     directory = make_dir(generator.run_dir / "samples")
     stem = _stem(label, controls, seed, generator)

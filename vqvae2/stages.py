@@ -14,7 +14,7 @@ from vqvae2.images.sources import Splits, open_images
 from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import codes_path, stage_dir
+from vqvae2.run_directory import codes_path, recorded_configuration, stage_dir
 from vqvae2.training.begin import begin_training, record
 from vqvae2.training.loop import train
 from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
@@ -110,7 +110,16 @@ def train_prior(config: Config, level: str) -> None:
     train_codes, validation_codes = (
         open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path) for split in ("train", "validation")
     )
-    sections = {"priors": {level: as_dict(prior_config)}, "seed": config.seed}
+    if recorded_configuration(directory).get("autoencoder_sha256", trained.sha256) != trained.sha256:
+        raise UserError(
+            f"{directory} was trained on the codes of another autoencoder than {trained.path}: "
+            f"delete {directory} to train it anew, or use another run_dir"
+        )
+    sections = {
+        "priors": {level: as_dict(prior_config)},
+        "seed": config.seed,
+        "autoencoder_sha256": trained.sha256,
+    }
     if not begin_training(directory, sections, settings, accelerator):
         return
 

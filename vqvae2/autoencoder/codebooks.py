@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.quantiser import Quantised, nearest_codes
@@ -79,11 +79,11 @@ def take(picks: Picks, features: Tensor, positions: Tensor, batch_size: int) -> 
 class _Level:
     """Moving average and usage of one level's codebook."""
 
-    def __init__(self, codebook: Tensor):
-        self.codebook = codebook
+    def __init__(self, codebook: nn.Parameter):
+        self.codebook = codebook  # not its data, which moving the module would replace
         size = len(codebook)
         self.average_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
-        self.average_sum = torch.zeros_like(codebook)
+        self.average_sum = torch.zeros_like(codebook, requires_grad=False)
         self.window_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
         self.clear()
 
@@ -91,7 +91,7 @@ class _Level:
         """Forget what was seen since the last update."""
         self.count = torch.zeros_like(self.average_count)
         self.sum = torch.zeros_like(self.average_sum)
-        self.candidates = torch.zeros_like(self.codebook)
+        self.candidates = torch.zeros_like(self.average_sum)
 
 
 class Codebooks:
@@ -106,7 +106,7 @@ class Codebooks:
         self.ema = config.codebook_update == "ema"
         self.decay = config.ema_decay
         self.window_steps = -(-config.revival_window_images // batch_size)
-        self.levels = [_Level(quantiser.codebook.data) for quantiser in autoencoder.quantisers]
+        self.levels = [_Level(quantiser.codebook) for quantiser in autoencoder.quantisers]
 
     @torch.no_grad()
     def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:

@@ -39,7 +39,10 @@ def list_folder(root: Path) -> Listing:
     # Hidden ones are left out, such as .ipynb_checkpoints/.
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not names:
-        raise UserError(f"{root}: no images in it (looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too)")
+        raise UserError(
+            f"{root}: no images in it: set images.root (or images.validation_root) to another folder; "
+            f"looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too"
+        )
     in_class = [("/" in name) for name in names]
     if not any(in_class):
         return Listing([], [-1] * len(names), names)

@@ -76,7 +76,7 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
     if description["autoencoder_sha256"] != autoencoder.sha256:
         raise UserError(
             f"{path} was trained on the codes of another autoencoder than {autoencoder.path}: "
-            "use another run_dir for one of them"
+            f"delete {directory} and run {made_by} again, or use another run_dir"
         )
     weights = read_weights(directory, description, made_by)
     module = Prior(

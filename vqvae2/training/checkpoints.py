@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vqvae2.errors import UserError
 from vqvae2.run_directory import save_tensors, sha256, write_atomically, writing
 
 KEPT = 2
@@ -63,6 +64,8 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
             return Checkpoint(manifest["step"], groups)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warnings.warn(f"checkpoint {path} is damaged and passed over: {error}", stacklevel=2)
+    if _newest_first(directory):
+        raise UserError(f"{directory}: no whole checkpoint is left: delete {directory.parent} to train anew")
     return None
 
 

@@ -31,7 +31,8 @@ Figures = dict[str, float]
 
 def finished_step(directory: Path) -> int:
     """The number of updates after which the model in `directory` was exported; 0 where none was."""
-    return read_description(directory, "the stage")["step"] if (directory / "model.json").exists() else 0
+    whole = (directory / "model.json").exists() and (directory / "model.safetensors").exists()
+    return read_description(directory, "the stage")["step"] if whole else 0
 
 
 def train(
@@ -111,66 +112,71 @@ def train(
     )
     stream = batches(first_step)
     since = _Clock(first_step)
-    for step in range(first_step, config.total_steps):
-        if step == objective.start_step:
-            with accelerator.autocast():
-                objective.start(_global_batches(batches(step), config, accelerator), accelerator.reduce)
+    with bar:
+        for step in range(first_step, config.total_steps):
+            if step == objective.start_step:
+                bar.set_postfix_str("starting from data")
+                with accelerator.autocast():
+                    objective.start(_global_batches(batches(step), config, accelerator), accelerator.reduce)
 
-        # The gradient of the global batch, a part at a time.
-        module.train()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
-        losses = []
-        for part in range(config.gradient_accumulation_steps):
-            batch = _to_device(next(stream), accelerator.device)
-            torch.manual_seed(derive_seed(seed, "dropout", step, part, accelerator.process_index))
-            with accelerator.accumulate(model):
-                loss = objective.loss(model, batch, step)
-                accelerator.backward(loss.total)
-            losses.append({"loss": loss.total.detach(), **loss.figures})
+            # The gradient of the global batch, a part at a time.
+            module.train()
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, step)
+            losses = []
+            for part in range(config.gradient_accumulation_steps):
+                batch = _to_device(next(stream), accelerator.device)
+                torch.manual_seed(derive_seed(seed, "dropout", step, part, accelerator.process_index))
+                with accelerator.accumulate(model):
+                    loss = objective.loss(model, batch, step)
+                    accelerator.backward(loss.total)
+                losses.append({"loss": loss.total.detach(), **loss.figures})
 
-        # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
-        norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
-        figures = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
-        applied = torch.isfinite(norm) & _everywhere(torch.isfinite(figures["loss"]), accelerator)
-        if accelerator.scaler is None:
-            optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
-            counts_as_bad = ~applied
-        else:
-            # the scaler probes for overflow by itself
-            counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)
-        optimiser.step()
-        optimiser.zero_grad()
-        objective.end_step(step, applied, accelerator.reduce)
-        if average:
-            average.update(step, applied)
-        first_bad_step = torch.where(counts_as_bad, first_bad_step.clamp(max=step + 1), first_bad_step)
-        figures["gradient_norm"] = norm
-        sums = {name: sums.get(name, 0.0) + value.float() for name, value in figures.items()}
+            # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
+            norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
+            figures = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
+            applied = torch.isfinite(norm) & _everywhere(torch.isfinite(figures["loss"]), accelerator)
+            if accelerator.scaler is None:
+                optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
+                counts_as_bad = ~applied
+            else:
+                # the scaler probes for overflow by itself
+                counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)
+            optimiser.step()
+            optimiser.zero_grad()
+            objective.end_step(step, applied, accelerator.reduce)
+            if average:
+                average.update(step, applied)
+            first_bad_step = torch.where(counts_as_bad, first_bad_step.clamp(max=step + 1), first_bad_step)
+            figures["gradient_norm"] = norm
+            sums = {name: sums.get(name, 0.0) + value.float() for name, value in figures.items()}
 
-        # Log, validate, save.
-        done = step + 1
-        last = done == config.total_steps
-        if done % config.log_every == 0 or last:
-            _stop_if_bad(first_bad_step, directory)
-            logged_steps = (done - 1) % config.log_every + 1
-            means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
-            figures = dict(zip(sums, means.tolist(), strict=True))
-            sums = {}
-            rate = since.images_per_second(done, config.batch_size)
-            report(done, "train", {**figures, "learning_rate": learning_rate(config, step), **rate})
-            bar.set_postfix_str(f"loss {figures['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False)
-        if done % config.validate_every == 0 or last:
-            with since.paused():
-                held_out = _validate(validate, done, module, average)
-                report(done, "validation", held_out)
-                if accelerator.is_main_process:
-                    bar.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items()))
-        if done % config.save_every == 0 or last:
-            with since.paused():
-                save(done)
-        bar.update()
-    bar.close()
+            # Log, validate, save.
+            done = step + 1
+            last = done == config.total_steps
+            if done % config.log_every == 0 or last:
+                _stop_if_bad(first_bad_step, directory)
+                logged_steps = (done - 1) % config.log_every + 1
+                means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
+                figures = dict(zip(sums, means.tolist(), strict=True))
+                sums = {}
+                rate = since.images_per_second(done, config.batch_size)
+                report(done, "train", {**figures, "learning_rate": learning_rate(config, step), **rate})
+                bar.set_postfix_str(
+                    f"loss {figures['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
+                )
+            if done % config.validate_every == 0 or last:
+                with since.paused():
+                    held_out = _validate(validate, done, module, average)
+                    report(done, "validation", held_out)
+                    if accelerator.is_main_process:
+                        bar.write(
+                            f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
+                        )
+            if done % config.save_every == 0 or last:
+                with since.paused():
+                    save(done)
+            bar.update()
 
     # The weights that later stages use.
     with average.swapped_in() if average else nullcontext():
