@@ -1,10 +1,13 @@
 """Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
 
+from accelerate import Accelerator
+from torch import nn
+
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, build_autoencoder, describe_autoencoder, load_autoencoder
 from vqvae2.codes.extraction import extract_codes, open_codes
 from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.store import Header
-from vqvae2.config import Config, as_dict, compression_ratio, local_batch_size
+from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
 from vqvae2.evaluation.likelihood import nats_per_code
 from vqvae2.evaluation.reconstruction import validate_autoencoder
@@ -25,8 +28,7 @@ def train_autoencoder(config: Config) -> None:
     images, stage1 = config.images, config.stage1
     directory = stage_dir(config.run_dir, 1)
     accelerator = start_training_accelerator("stage1", stage1, config, directory)
-    processes, accumulation = accelerator.num_processes, stage1.gradient_accumulation_steps
-    local_batch = local_batch_size("stage1.batch_size", stage1.batch_size, processes, accumulation)
+    local_batch = _local_batch("stage1", stage1, accelerator)
     sections = {key: as_dict(config)[key] for key in ("images", "autoencoder", "stage1", "seed")}
     if not begin_training(directory, sections, stage1, accelerator):
         return
@@ -41,15 +43,7 @@ def train_autoencoder(config: Config) -> None:
     )
 
     def batches(first_step: int):
-        order = StepOrder(
-            len(splits.train),
-            stage1.batch_size,
-            config.seed,
-            first_step,
-            accumulation,
-            accelerator.process_index,
-            processes,
-        )
+        order = _order(len(splits.train), stage1, config.seed, first_step, accelerator)
         return load_batches(splits.train, order, images.workers, config.seed if images.horizontal_flip else None)
 
     def validate(step: int) -> dict[str, float]:
@@ -105,8 +99,7 @@ def train_prior(config: Config, level: str) -> None:
     directory = prior_dir(config.run_dir, names, level)
     key = f"priors.{level}.train"
     accelerator = start_training_accelerator(key, settings, config, directory)
-    processes, accumulation = accelerator.num_processes, settings.gradient_accumulation_steps
-    local_batch = local_batch_size(f"{key}.batch_size", settings.batch_size, processes, accumulation)
+    local_batch = _local_batch(key, settings, accelerator)
     train_codes, validation_codes = (
         open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path) for split in ("train", "validation")
     )
@@ -132,16 +125,7 @@ def train_prior(config: Config, level: str) -> None:
     )
 
     def batches(first_step: int):
-        order = StepOrder(
-            len(train_codes),
-            settings.batch_size,
-            config.seed,
-            first_step,
-            accumulation,
-            accelerator.process_index,
-            processes,
-        )
-        return load_code_batches(train_codes, order)
+        return load_code_batches(train_codes, _order(len(train_codes), settings, config.seed, first_step, accelerator))
 
     def validate(step: int) -> dict[str, float]:
         return {"nats_per_code": nats_per_code(prior, validation_codes, local_batch, accelerator)}
@@ -150,6 +134,25 @@ def train_prior(config: Config, level: str) -> None:
     train(objective, batches, validate, settings, directory, config.seed, accelerator, describe_prior(prior, trained))
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
+
+
+def _local_batch(key: str, settings: TrainConfig, accelerator: Accelerator) -> int:
+    """Images that a process takes at a time; `key` names the section of `settings`."""
+    accumulation = settings.gradient_accumulation_steps
+    return local_batch_size(f"{key}.batch_size", settings.batch_size, accelerator.num_processes, accumulation)
+
+
+def _order(num_images: int, settings: TrainConfig, seed: int, first_step: int, accelerator: Accelerator) -> StepOrder:
+    """What this process trains on from `first_step` on."""
+    return StepOrder(
+        num_images,
+        settings.batch_size,
+        seed,
+        first_step,
+        settings.gradient_accumulation_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
 
 
 def describe_reach(prior: Prior) -> str:
@@ -161,12 +164,11 @@ def describe_reach(prior: Prior) -> str:
     if reach.rows < prior.shape.height - 1 or reach.columns < prior.shape.width - 1:
         text += (
             f"; warning: the grid has {prior.shape.height} rows and {prior.shape.width} columns: "
-            "more layers, a larger kernel_size or "
-            "attention_layers would see all of it"
+            "more layers, a larger kernel_size or attention_layers would see all of it"
         )
     return text
 
 
-def count_weights(module) -> int:
+def count_weights(module: nn.Module) -> int:
     """Number of weights of a module."""
     return sum(p.numel() for p in module.parameters())

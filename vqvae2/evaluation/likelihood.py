@@ -5,17 +5,16 @@ from accelerate import Accelerator
 
 from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.store import CodeStore
-from vqvae2.images.order import epoch_order, in_order
+from vqvae2.evaluation.window import share_of, validation_window
+from vqvae2.images.order import in_order
 from vqvae2.prior.prior import Prior
 from vqvae2.training.objectives import code_nll
 
-WINDOW_IMAGES = 1024  # images whose codes a validation during training looks at
-
 
 def nats_per_code(prior: Prior, store: CodeStore, batch_size: int, accelerator: Accelerator) -> float:
-    """Mean negative log-likelihood of the codes of up to WINDOW_IMAGES images, given their labels.
+    """Mean negative log-likelihood of the codes of `validation_window`, given their labels.
 
-    The images are the same ones each time; every process takes its share of them.
+    Every process takes its share of the images.
 
     Args:
         prior: in eval mode, not wrapped.
@@ -23,8 +22,7 @@ def nats_per_code(prior: Prior, store: CodeStore, batch_size: int, accelerator: 
         batch_size: images of one process at a time.
         accelerator: whose autocast is used.
     """
-    window = epoch_order(len(store), seed=0, epoch=0)[:WINDOW_IMAGES]
-    mine = window[accelerator.process_index :: accelerator.num_processes]
+    mine = share_of(validation_window(len(store)), accelerator)
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # of nats, of codes
     for batch in load_code_batches(store, in_order(mine, batch_size)):
         codes = {name: x.to(accelerator.device, non_blocking=True) for name, x in batch.codes.items()}

@@ -8,19 +8,14 @@ from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
-from vqvae2.images.convert import to_float, to_uint8
+from vqvae2.evaluation.window import share_of, validation_window
+from vqvae2.images.convert import to_float
 from vqvae2.images.grids import save_grid
 from vqvae2.images.loading import load_batches
-from vqvae2.images.order import epoch_order, in_order
+from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
 
-WINDOW_IMAGES = 1024  # held-out images that a validation during training looks at
 GRID_IMAGES = 8
-
-
-def validation_window(images: ImageSet) -> list[int]:
-    """The held-out images looked at while training: the same ones at every validation, drawn from all classes."""
-    return epoch_order(len(images), seed=0, epoch=0)[:WINDOW_IMAGES]
 
 
 def validate_autoencoder(
@@ -47,8 +42,8 @@ def validate_autoencoder(
         psnr: decibels, mean over images.
         LEVEL_usage, LEVEL_perplexity: over the window.
     """
-    window = validation_window(images)
-    mine = window[accelerator.process_index :: accelerator.num_processes]
+    window = validation_window(len(images))
+    mine = share_of(window, accelerator)
     levels = autoencoder.config.levels
     counts = [torch.zeros(level.codebook_size, dtype=torch.long, device=accelerator.device) for level in levels]
     sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of squared errors, of PSNR, of images
@@ -59,13 +54,7 @@ def validate_autoencoder(
         with accelerator.autocast():
             reconstruction = autoencoder(originals)
         errors = (to_float(originals) - reconstruction.images.float()).square().mean(dim=(1, 2, 3)).double()
-        sums += torch.stack(
-            [
-                errors.sum(),
-                psnr(errors).sum(),
-                torch.tensor(float(len(errors)), device=errors.device, dtype=torch.float64),
-            ]
-        )
+        sums += torch.stack([errors.sum(), psnr(errors).sum(), errors.new_tensor(len(errors))])
         for count, result in zip(counts, reconstruction.quantised, strict=True):
             count += code_counts(result.codes, len(count))
     squared, decibels, seen = accelerator.reduce(sums).tolist()
@@ -94,4 +83,4 @@ def save_reconstruction_grid(
         if len(codes) > 1:
             coarsest = autoencoder.names[0]
             rows.insert(1, autoencoder.decode({coarsest: codes[coarsest]}))
-    save_grid(torch.cat([to_uint8(x) if x.is_floating_point() else x for x in rows]), path, columns=len(indices))
+    save_grid(torch.cat(rows), path, columns=len(indices))

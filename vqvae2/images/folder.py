@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.images.decode import EXTENSIONS, read_image
+from vqvae2.images.decode import EXTENSIONS
 from vqvae2.seeding import keyed_generator
 
 
@@ -56,11 +55,6 @@ def list_folder(root: Path) -> Listing:
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename}: {error.strerror}: give this user the right to read it")
-
-
-def load_file(path: Path, height_width: tuple[int, int], channels: int) -> Tensor:
-    """One image file as uint8 (C, H, W)."""
-    return read_image(path, height_width, channels)
 
 
 def split(labels: list[int], first_count: int, seed: int) -> tuple[list[int], list[int]]:

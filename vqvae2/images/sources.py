@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.decode import to_tensor
-from vqvae2.images.folder import list_folder, load_file, split
+from vqvae2.images.decode import read_image, to_tensor
+from vqvae2.images.folder import list_folder, split
 from vqvae2.images.shapes import CLASSES, draw
 
 SHAPES_TRAIN = 20_000
@@ -92,7 +92,7 @@ def _folder(images: ImagesConfig, seed: int) -> Splits:
 
 def _files(images: ImagesConfig, root: Path, classes: list[str], labels: list[int], names: list[str]) -> ImageSet:
     def load(index: int) -> Tensor:
-        return load_file(root / names[index], images.height_width, images.channels)
+        return read_image(root / names[index], images.height_width, images.channels)
 
     return ImageSet(classes, labels, names, load)
 

@@ -19,19 +19,11 @@ class TrainedPrior:
 
     Attributes:
         module: on the processor, in eval mode.
-        classes: names of the classes it can be asked for; empty where there are none.
-        class_frequencies: share of the training images in each class.
-        autoencoder_sha256: of the autoencoder whose codes it was trained on.
         sha256: of the weights.
-        path: of the weights.
     """
 
     module: Prior
-    classes: list[str]
-    class_frequencies: list[float]
-    autoencoder_sha256: str
     sha256: str
-    path: Path
 
 
 def prior_dir(run_dir: str | Path, names: list[str], level: str) -> Path:
@@ -86,11 +78,4 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
         len(description["classes"]),
     )
     load_weights(module, weights, path)
-    return TrainedPrior(
-        module.eval().requires_grad_(False),
-        description["classes"],
-        description["class_frequencies"],
-        description["autoencoder_sha256"],
-        description["sha256"],
-        path,
-    )
+    return TrainedPrior(module.eval().requires_grad_(False), description["sha256"])

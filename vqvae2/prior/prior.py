@@ -139,6 +139,7 @@ class Cache:
         self.positions = prior.positions()
         residual = prior.config.residual_channels
         self.added = [self.positions.new_zeros(batch, width, 2 * residual) for _ in prior.layers]
+        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # of the current row, read at the next
         self.codes = torch.zeros(batch, width, dtype=torch.long, device=self.positions.device)
         self.row = self.column = 0
 
@@ -152,13 +153,10 @@ class Cache:
         for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
             above: Tensor | float = 0.0
             if row > 0:
-                for_vertical, _ = self._condition(layer, row - 1)
-                vertical, above = layer.row(state, vertical, embedded, for_vertical)
-            _, for_horizontal = self._condition(layer, row)
+                vertical, above = layer.row(state, vertical, embedded, self.for_vertical[i])
+            condition = None if self.condition is None else self.condition[:, row]
+            self.for_vertical[i], for_horizontal = layer.split_condition(condition)
             self.added[i].copy_((above + for_horizontal + layer.horizontal_in.bias).expand_as(self.added[i]))
-
-    def _condition(self, layer: GatedLayer, row: int) -> tuple[Tensor | float, Tensor | float]:
-        return layer.split_condition(None if self.condition is None else self.condition[:, row])
 
     def logits(self, column: int) -> Tensor:
         """Logits (B, K) of the code at `column` of the current row."""

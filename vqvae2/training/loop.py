@@ -135,13 +135,13 @@ def train(
             # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
             norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
             figures = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
-            applied = torch.isfinite(norm) & _everywhere(torch.isfinite(figures["loss"]), accelerator)
+            finite_loss = _everywhere(torch.isfinite(figures["loss"]), accelerator)
+            applied = torch.isfinite(norm) & finite_loss
             if accelerator.scaler is None:
                 optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
                 counts_as_bad = ~applied
             else:
-                # the scaler probes for overflow by itself
-                counts_as_bad = ~_everywhere(torch.isfinite(figures["loss"]), accelerator)
+                counts_as_bad = ~finite_loss  # the scaler probes for overflow of the gradient by itself
             optimiser.step()
             optimiser.zero_grad()
             objective.end_step(step, applied, accelerator.reduce)
