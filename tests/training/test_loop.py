@@ -319,3 +319,17 @@ def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
         pair = lines[1][2 * i : 2 * i + 2]
         for name in ("loss", "nats_per_code", "gradient_norm"):
             assert line[name] == pytest.approx((pair[0][name] + pair[1][name]) / 2, rel=1e-5)
+
+
+def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path: Path) -> None:
+    """Also where the run had ended between two lines and went on to more steps."""
+    settings = {**SETTINGS, "schedule": "constant", "validate_every": 100}
+    every_step = TrainConfig(**{**settings, "log_every": 1})
+    train(tmp_path / "single", prior_objective(every_step), every_step)
+    losses = {line["step"]: line["loss"] for line in log_of(tmp_path / "single") if line["split"] == "train"}
+    for total_steps in (4, 6):  # lines after steps 3 and 4, then after step 6
+        longer = TrainConfig(**{**settings, "total_steps": total_steps})
+        train(tmp_path / "resumed", prior_objective(longer), longer)
+    last = [line for line in log_of(tmp_path / "resumed") if line["split"] == "train"][-1]
+    assert last["step"] == 6
+    assert last["loss"] == pytest.approx((losses[5] + losses[6]) / 2, rel=1e-5)

@@ -68,7 +68,7 @@ def train(
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
     optimiser = build_optimiser(module)
-    sums: dict[str, Tensor] = {}  # of the figures since the last line of the log
+    sums: dict[str, Tensor] = {}  # of the figures since the last line of the log, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -148,7 +148,7 @@ def train(
             if average:
                 average.update(step, applied)
             first_bad_step = torch.where(counts_as_bad, first_bad_step.clamp(max=step + 1), first_bad_step)
-            figures["gradient_norm"] = norm
+            figures |= {"gradient_norm": norm, "steps": torch.ones_like(norm)}
             sums = {name: sums.get(name, 0.0) + value.float() for name, value in figures.items()}
 
             # Log, validate, save.
@@ -156,7 +156,7 @@ def train(
             last = done == config.total_steps
             if done % config.log_every == 0 or last:
                 _stop_if_bad(first_bad_step, directory)
-                logged_steps = (done - 1) % config.log_every + 1
+                logged_steps = sums.pop("steps")
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
                 figures = dict(zip(sums, means.tolist(), strict=True))
                 sums = {}
