@@ -6,7 +6,8 @@ from vqvae2.stages import train_prior
 
 
 def main() -> None:
-    config, options = parse_config(description=__doc__, level=str)
+    meaning = "train the prior of this level only (default: of every level below the coarsest)"
+    config, options = parse_config(description=__doc__, level=(str | None, None, meaning))
     levels = [level.name for level in config.autoencoder.levels[1:]]
     wanted = options["level"]
     if wanted is not None and wanted not in levels:

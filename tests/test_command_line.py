@@ -70,8 +70,10 @@ def test_without_config_the_quickstart_is_used():
 
 def test_options_of_a_script_stand_beside_the_configuration(path: Path):
     """--level is handed back apart, None where it is not given."""
-    assert parse_config(["--config", str(path), "--level", "bottom"], level=str)[1] == {"level": "bottom"}
-    assert parse_config(["--config", str(path)], level=str)[1] == {"level": None}
+    assert parse_config(["--config", str(path), "--level", "bottom"], level=(str | None, None, ""))[1] == {
+        "level": "bottom"
+    }
+    assert parse_config(["--config", str(path)], level=(str | None, None, ""))[1] == {"level": None}
 
 
 @pytest.mark.parametrize(

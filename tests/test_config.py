@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import write_config
+from tests.conftest import ROOT, write_config
 from vqvae2.command_line import parse_config
 from vqvae2.config import (
     AutoencoderConfig,
@@ -24,7 +24,7 @@ from vqvae2.config import (
 )
 from vqvae2.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TOP, BOTTOM = LevelConfig("top", 8), LevelConfig("bottom", 4)
 GOOD = Config(
     run_dir="run",
@@ -53,6 +53,13 @@ def test_every_shipped_configuration_is_good(path: Path):
     shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
     assert [x.name for x in shapes] == [x.name for x in config.autoencoder.levels]
     assert compression_ratio(config.autoencoder, config.images.height_width) > 1
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("imagenet256", 34.13), ("vqvae", 42.67), ("ffhq1024", 130.03)])
+def test_compression_of_the_papers_configurations(name: str, ratio: float):
+    """24 bits a pixel against 9 bits a code."""
+    config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
+    assert compression_ratio(config.autoencoder, config.images.height_width) == pytest.approx(ratio, abs=0.01)
 
 
 def test_a_good_configuration_passes():

@@ -96,6 +96,30 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
     assert np.mean(agreeing) > 0.97
 
 
+@pytest.fixture(scope="module")
+def codebooks_of_one_process_and_of_two(tmp_path_factory) -> dict[int, list[dict[str, np.ndarray]]]:
+    """By total steps: the codebooks after as many updates on one process and on two, begun by k-means at once."""
+    found: dict[int, list[dict[str, np.ndarray]]] = {1: [], 20: []}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp("codebooks")
+        config = write_config(folder, folder / "run")
+        flags = ["--config", str(config), "--autoencoder.continuous_steps", "0", "--stage1.schedule", "constant"]
+        for total_steps in found:
+            succeed("stage1", *flags, "--stage1.total_steps", str(total_steps), processes=processes)
+            weights = load_file(folder / "run" / "stage1" / "model.safetensors")
+            found[total_steps].append({name: x for name, x in weights.items() if name.endswith("codebook")})
+    return found
+
+
+@pytest.mark.parametrize("total_steps", [1, 20])
+def test_two_processes_keep_the_codebooks_of_one(codebooks_of_one_process_and_of_two, total_steps):
+    """The k-means start with one update, and 20 updates: half the batch each gives the whole batch's codebooks."""
+    one, two = codebooks_of_one_process_and_of_two[total_steps]
+    assert len(one) == 2
+    for name, codebook in one.items():
+        np.testing.assert_allclose(two[name], codebook, rtol=1e-5, atol=1e-5 * np.abs(codebook).max(), err_msg=name)
+
+
 def test_killed_stage_finishes_when_called_again(tmp_path):
     """SIGKILL in the middle of stage 1, then the same command: it goes on from its checkpoint and finishes."""
     config = write_config(tmp_path, tmp_path / "run")

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the top; rooms on one floor may import one another
-    {"stages", "samples"},
+    {"stages", "samples", "benchmarks"},
     {"evaluation"},
     {"generator"},
     {"training"},

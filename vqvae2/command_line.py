@@ -54,32 +54,33 @@ class OneLineParser(ArgumentParser):
 
 
 def parse_config(
-    arguments: Sequence[str] | None = None, description: str = "", **options: type
+    arguments: Sequence[str] | None = None,
+    description: str = "",
+    default_config: Path = DEFAULT_CONFIG,
+    **options: tuple[Any, Any, str],
 ) -> tuple[Config, dict[str, Any]]:
     """A run's configuration from --config and flags; a flag wins over the file wherever it stands.
 
     Args:
         arguments: of the command line; None: the program's own.
         description: what the program does, for --help.
-        **options: more flags than the configuration's, by name: their type; they default to None.
+        default_config: the file that is read where --config is not given.
+        **options: more flags than the configuration's, by name: type, default and meaning.
 
     Returns:
         The checked configuration, and the values of `options`.
     """
     parser = OneLineParser(description=description, epilog=FOOT, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help=f"the run's YAML file (default: {DEFAULT_CONFIG.name})")
-    for name, kind in options.items():
-        parser.add_argument(f"--{name}", type=kind | None, default=None, help=OPTION_HELP[name])
+    parser.add_argument("--config", action="config", help=f"the run's YAML file (default: {default_config.name})")
+    for name, (kind, default, meaning) in options.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
     parser.add_class_arguments(Config)
-    namespace = parser.parse_args(_config_first(sys.argv[1:] if arguments is None else arguments))
+    namespace = parser.parse_args(_config_first(sys.argv[1:] if arguments is None else arguments, default_config))
     _refuse_empty_sections(namespace)
     values = parser.instantiate(namespace)
     config = Config(**{key: values[key] for key in Config.__dataclass_fields__})
     check(config)
     return config, {name: values[name] for name in options}
-
-
-OPTION_HELP = {"level": "train the prior of this level only (default: of every level below the coarsest)"}
 
 
 def _refuse_empty_sections(namespace: Namespace) -> None:
@@ -90,7 +91,7 @@ def _refuse_empty_sections(namespace: Namespace) -> None:
             raise UserError(f"{key}: empty: give it fields, or leave it out")
 
 
-def _config_first(arguments: Sequence[str]) -> list[str]:
+def _config_first(arguments: Sequence[str], default_config: Path) -> list[str]:
     """The same arguments with --config moved to the front, where it cannot overwrite a flag."""
     rest = list(arguments)
     files: list[str] = []
@@ -103,7 +104,7 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
         else:
             i += 1
     if not files:
-        files = ["--config", str(DEFAULT_CONFIG)]
+        files = ["--config", str(default_config)]
     path = Path(files[-1].removeprefix("--config="))
     if path.suffix in (".yaml", ".yml") or path.exists():
         _check_yaml(path)

@@ -2,6 +2,7 @@
 
 from accelerate import Accelerator
 from torch import nn
+from tqdm import tqdm
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, build_autoencoder, describe_autoencoder, load_autoencoder
 from vqvae2.codes.extraction import extract_codes, open_codes
@@ -10,7 +11,7 @@ from vqvae2.codes.store import Header
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
 from vqvae2.evaluation.likelihood import nats_per_code
-from vqvae2.evaluation.reconstruction import validate_autoencoder
+from vqvae2.evaluation.reconstruction import usage_warnings, validate_autoencoder
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import StepOrder
 from vqvae2.images.sources import Splits, open_images
@@ -48,7 +49,11 @@ def train_autoencoder(config: Config) -> None:
 
     def validate(step: int) -> dict[str, float]:
         grid = directory / "images" / f"step_{step:08d}.png"
-        return validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
+        figures = validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
+        if step > objective.start_step and accelerator.is_main_process:
+            for line in usage_warnings(figures, config.autoencoder, images.height_width, len(splits.validation)):
+                tqdm.write(line)
+        return figures
 
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)

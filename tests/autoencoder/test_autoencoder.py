@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conftest import ROOT
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.autoencoder.blocks import inputs_per_output
+from vqvae2.command_line import parse_config
 from vqvae2.config import AutoencoderConfig, LevelConfig
 from vqvae2.images.convert import to_float, to_uint8
 
@@ -153,11 +156,12 @@ def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
     """Without quantisation features are decoded, no codebook matters, the loss is the pixel distance alone."""
     autoencoder = tiny(2, codebook_update=update)
     images = some_images()
-    reconstruction = autoencoder(images, quantise=False)
+    all_levels = torch.tensor([2, 2])
+    reconstruction = autoencoder(images, continuous_levels=all_levels)
     for quantiser, result in zip(autoencoder.quantisers, reconstruction.quantised, strict=True):
         assert torch.equal(result.vectors, result.features)
         quantiser.codebook.data.neg_()
-    assert torch.equal(autoencoder(images, quantise=False).images, reconstruction.images)
+    assert torch.equal(autoencoder(images, continuous_levels=all_levels).images, reconstruction.images)
     assert not torch.equal(autoencoder(images).images, reconstruction.images)
     losses = autoencoder.losses(images, reconstruction)
     assert torch.equal(losses.total, losses.reconstruction)
@@ -165,16 +169,56 @@ def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
     assert all(x.weight.grad.abs().sum() > 0 for x in autoencoder.to_codes)
 
 
+def test_hidden_levels_do_not_reach_the_decoders() -> None:
+    """Of an image that shows one of three levels nothing finer matters; of one that shows two, only the third."""
+    autoencoder, images = tiny(3), some_images(count=3)
+    shown = torch.tensor([1, 2, 3])
+
+    def moved(level: int) -> list[bool]:
+        before = autoencoder(images, continuous_levels=shown).images
+        bias = autoencoder.to_codes[level].bias
+        bias.data += 5
+        after = autoencoder(images, continuous_levels=shown).images
+        bias.data -= 5
+        return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+
+    assert [moved(level) for level in range(3)] == [[True, True, True], [False, True, True], [False, False, True]]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_new_features_are_of_one_size_at_every_level(levels: int) -> None:
+    """However many layers lie before it, a new level's features are small and not vanishing; its image is mild."""
+    config = AutoencoderConfig([LevelConfig(NAMES[i], stride) for i, stride in enumerate(STRIDES[levels])])
+    autoencoder = build_autoencoder(config, 3, seed=0)
+    for features in features_of(autoencoder, some_images()):
+        assert 0.05 < features.std() < 1
+    with torch.no_grad():
+        assert autoencoder(some_images(), continuous_levels=torch.tensor([levels] * 2)).images.std() < 0.5
+
+
+def test_layers_with_fewer_inputs_learn_at_a_higher_rate() -> None:
+    """A factor for every convolution's weights, in inverse proportion to the inputs of one output, up to a limit."""
+    config = AutoencoderConfig([LevelConfig("top", 8), LevelConfig("bottom", 4)], residual_channels=32)
+    autoencoder = Autoencoder(config, channels=3)
+    factors = autoencoder.rate_factors()
+    names = {p: name for name, p in autoencoder.named_parameters()}
+    assert {names[p] for p in factors} == {name for name, p in autoencoder.named_parameters() if p.dim() == 4}
+    assert factors[autoencoder.decoders[0][0].weight] == pytest.approx(4096 / (9 * 64))  # 3x3 from 64 channels
+    wide = autoencoder.encoders[0][0]  # 4x4 from 128 channels
+    assert factors[wide.weight] == pytest.approx(4096 / (16 * 128))
+    assert inputs_per_output(autoencoder.decoders[0][-1]) == 4 * 128  # 4x4 at stride 2: an output meets 2x2 of it
+    assert factors[autoencoder.decoders[-1][-1].weight] == max(factors.values()) == 8
+
+
 @pytest.mark.parametrize(
-    ("strides", "residual_channels", "weights"),
-    [([8, 4], 64, 1_716_739), ([8, 4], 32, 1_388_803), ([32, 16, 8], 64, 3_098_563), ([16, 8, 4], 32, 2_082_115)],
+    ("name", "weights"),
+    [("imagenet256", 1_716_739), ("ffhq1024", 3_098_563), ("vqvae", 4_471_875), ("benchmark", 1_388_803)],
 )
-def test_number_of_weights(strides: list[int], residual_channels: int, weights: int) -> None:
+def test_number_of_weights(name: str, weights: int) -> None:
     """The published sizes have the recorded number of weights: a change would break trained models."""
-    levels = [LevelConfig(NAMES[i], stride, codebook_size=512, code_dim=64) for i, stride in enumerate(strides)]
-    config = AutoencoderConfig(levels, hidden_channels=128, residual_channels=residual_channels, residual_layers=2)
+    config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
     with torch.device("meta"):
-        autoencoder = Autoencoder(config, channels=3)
+        autoencoder = Autoencoder(config.autoencoder, config.images.channels)
     assert sum(p.numel() for p in autoencoder.parameters()) == weights
 
 

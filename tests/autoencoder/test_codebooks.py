@@ -211,6 +211,16 @@ def test_unused_codes_are_revived_after_the_window_and_only_then() -> None:
         assert len(revived[4:].unique(dim=0)) > 1
 
 
+def test_window_is_short_in_the_beginning() -> None:
+    """A code unused from the first step on is revived long before a window of 1000 steps has passed."""
+    books = codebooks(window_steps=1000)
+    for quantiser in books.autoencoder.quantisers:
+        quantiser.codebook.data[4:] += 1000
+    for step in range(2 * books.check_every):
+        one_step(books, features(step), step)
+    assert all((x.abs() < 100).all() for x in vectors(books))
+
+
 def test_code_used_once_in_the_window_is_not_revived() -> None:
     """A code chosen in the first step of a window alone keeps its vector at the window's end."""
     books = codebooks(window_steps=4)

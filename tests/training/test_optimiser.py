@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state
+from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 
 
 def a_module(channels_last: bool) -> nn.Module:
@@ -28,11 +28,11 @@ def steps(module: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> 
 def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
     """Steps after a round trip through a safetensors file equal those that were never interrupted."""
     straight, resumed = a_module(channels_last), a_module(channels_last)
-    optimiser = build_optimiser(straight)
+    optimiser = build_optimiser(straight, {})
     steps(straight, optimiser, range(3))
     saved = load(save({name: x.contiguous() for name, x in optimiser_state(optimiser, straight).items()}))
     resumed.load_state_dict({name: x.clone() for name, x in straight.state_dict().items()})
-    second = build_optimiser(resumed)
+    second = build_optimiser(resumed, {})
     load_optimiser_state(second, resumed, saved)
     steps(straight, optimiser, range(3, 6))
     steps(resumed, second, range(3, 6))
@@ -50,9 +50,20 @@ def test_step_follows_adam() -> None:
     module = nn.Linear(2, 1).double()
     module.bias.requires_grad_(False)
     weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
-    optimiser = build_optimiser(module)
+    optimiser = build_optimiser(module, {})
     optimiser.param_groups[0]["lr"] = 0.01
     module(torch.tensor([[3.0, -5.0]], dtype=torch.float64)).sum().backward()
     optimiser.step()
     assert torch.allclose(module.weight - weight, torch.tensor([[-0.01, 0.01]], dtype=torch.float64))
     assert torch.equal(module.bias, bias)
+
+
+def test_rate_is_multiplied_where_a_factor_is_given() -> None:
+    """Adam's first update is of the rate's size: three times it with a factor of 3, once without."""
+    module = a_module(channels_last=False)
+    before = [p.detach().clone() for p in module.parameters()]
+    optimiser = build_optimiser(module, {module[0].weight: 3.0})
+    set_rate(optimiser, 1e-3)
+    steps(module, optimiser, range(1))
+    moved = [(p - b).abs().max().item() for p, b in zip(module.parameters(), before, strict=True)]
+    assert moved == pytest.approx([3e-3, 1e-3, 1e-3, 0], rel=1e-3)

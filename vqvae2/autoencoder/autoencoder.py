@@ -1,15 +1,22 @@
 """The hierarchical autoencoder of VQ-VAE-2, with any number of levels."""
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2.autoencoder.blocks import decoder, encoder
+from vqvae2.autoencoder.blocks import ResidualBlock, decoder, encoder, inputs_per_output
 from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.config import AutoencoderConfig
 from vqvae2.images.convert import to_float, to_uint8
+
+FEATURE_SCALE = 0.3
+IMAGE_SCALE = 0.1
+INPUTS_AT_RATE = 4096  # of a layer that would learn at the rate itself; measured: half and a quarter of it learn slower
+LARGEST_RATE_FACTOR = 8.0
 
 
 class Reconstruction(NamedTuple):
@@ -61,20 +68,55 @@ class Autoencoder(nn.Module):
             decoder(level.code_dim + context, *widths, ratio, out)
             for level, context, ratio, out in zip(levels, contexts, ratios, outputs, strict=True)
         )
+        self._initialise()
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, quantise: bool = True) -> Reconstruction:
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """He et al. 2015, so that the signal keeps its size; residual blocks begin as the identity.
+
+        The features begin small, for the commitment loss not to outweigh their use, and the image near its mean.
+        """
+        for convolution in self._convolutions():
+            convolution.weight.normal_(std=math.sqrt(2 / inputs_per_output(convolution)))
+            convolution.bias.zero_()
+        for block in self.modules():
+            if isinstance(block, ResidualBlock):
+                block.merge.weight.zero_()
+        for to_codes in self.to_codes:
+            to_codes.weight.mul_(FEATURE_SCALE)
+        self.decoders[-1][-1].weight.mul_(IMAGE_SCALE)
+
+    def rate_factors(self) -> dict[nn.Parameter, float]:
+        """By what the learning rate is multiplied for the weights of each convolution.
+
+        An update of Adam moves every weight by about the rate, so a layer's output moves by the rate times the
+        number of its inputs, and layers with few inputs would hardly learn (Yang et al. 2022, Tensor Programs V,
+        table 3: the rate goes with 1 / inputs).
+        """
+        return {x.weight: min(LARGEST_RATE_FACTOR, INPUTS_AT_RATE / inputs_per_output(x)) for x in self._convolutions()}
+
+    def _convolutions(self) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
+        return (x for x in self.modules() if isinstance(x, (nn.Conv2d, nn.ConvTranspose2d)))
+
+    def forward(self, images: Tensor, continuous_levels: Tensor | None = None) -> Reconstruction:
         """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction through all levels.
 
-        With `quantise` false the features go on to the decoders as they are.
+        Args:
+            images: what is reconstructed.
+            continuous_levels: (B,) if nothing is to be quantised: the decoders then get the features of
+                this many levels of an image, coarsest first, and zeros for the finer ones.
         """
         quantised = []
         context = None
-        for features, to_codes, quantiser, decode in zip(
-            self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True
+        for i, (features, to_codes, quantiser, decode) in enumerate(
+            zip(self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True)
         ):
-            to_vectors = quantiser if quantise else quantiser.pass_through
-            result = to_vectors(to_codes(_join(features, context)))
+            features = to_codes(_join(features, context))
+            if continuous_levels is None:
+                result = quantiser(features)
+            else:
+                result = quantiser.pass_through(features, continuous_levels > i)
             quantised.append(result)
             context = decode(_join(result.vectors, context))
         return Reconstruction(context, quantised)
@@ -84,10 +126,10 @@ class Autoencoder(nn.Module):
         codes = {}
         context = None
         for i, features in enumerate(self._features(images)):
-            result = self.quantisers[i](self.to_codes[i](_join(features, context)))
-            codes[self.names[i]] = result.codes
+            name, quantiser = self.names[i], self.quantisers[i]
+            codes[name] = quantiser.encode(self.to_codes[i](_join(features, context)))
             if i + 1 < len(self.names):
-                context = self.decoders[i](_join(result.vectors, context))
+                context = self.decoders[i](_join(quantiser.look_up(codes[name]), context))
         return codes
 
     def decode(self, codes: dict[str, Tensor]) -> Tensor:

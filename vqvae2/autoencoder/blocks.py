@@ -44,3 +44,11 @@ def decoder(
     for wide, narrow in itertools.pairwise(widths):
         layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
     return nn.Sequential(*layers)
+
+
+def inputs_per_output(convolution: nn.Conv2d | nn.ConvTranspose2d) -> int:
+    """How many products an output sums up; of a transposed kernel each output meets a part only."""
+    if isinstance(convolution, nn.ConvTranspose2d):
+        (height, width), (down, right) = convolution.kernel_size, convolution.stride
+        return convolution.in_channels * (height // down) * (width // right)
+    return convolution.weight[0].numel()

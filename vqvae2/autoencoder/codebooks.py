@@ -18,7 +18,8 @@ from vqvae2.seeding import keyed_generator
 
 VECTORS_PER_CODE = 64  # that k-means looks at
 KMEANS_ITERATIONS = 10
-EARLY_CHECKS = 32  # for unused codes within the first window
+CHECKS = 64  # for unused codes within a window
+EARLY_SHARE = 64  # the window is at most this part of the images seen: most codes are lost in the beginning
 EMPTY = 1e-6  # a code with a smaller moving count keeps its vector: it has nothing to average
 
 Reduce = Callable[[Tensor], Tensor]
@@ -84,7 +85,7 @@ class _Level:
         size = len(codebook)
         self.average_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
         self.average_sum = torch.zeros_like(codebook, requires_grad=False)
-        self.window_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
+        self.unused_images = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)  # since its last use
         self.clear()
 
     def clear(self) -> None:
@@ -105,7 +106,8 @@ class Codebooks:
         self.seed = seed
         self.ema = config.codebook_update == "ema"
         self.decay = config.ema_decay
-        self.window_steps = -(-config.revival_window_images // batch_size)
+        self.window_images = config.revival_window_images
+        self.check_every = max(1, self.window_images // (batch_size * CHECKS))
         self.levels = [_Level(quantiser.codebook) for quantiser in autoencoder.quantisers]
 
     @torch.no_grad()
@@ -177,11 +179,12 @@ class Codebooks:
         sums = iter(summed)
         for level in self.levels:
             level.count, level.sum = next(sums), next(sums).view_as(level.sum)
-            _keep(level.window_count, level.window_count + level.count, applied)
+            unused = torch.where(level.count > 0, 0, level.unused_images + self.batch_size)
+            _keep(level.unused_images, unused, applied)
             if self.ema:
                 self._move_average(level, average_decay(self.decay, step), applied)
             if revives:
-                self._revive(level, next(sums).view_as(level.codebook), applied)
+                self._revive(level, next(sums).view_as(level.codebook), step, applied)
             level.clear()
 
     def _move_average(self, level: _Level, decay: float, applied: Tensor) -> None:
@@ -195,25 +198,24 @@ class Codebooks:
         mean = level.average_sum / count.clamp(min=EMPTY)
         _keep(level.codebook, torch.where(count > EMPTY, mean, level.codebook), applied)
 
-    def _revive(self, level: _Level, candidates: Tensor, applied: Tensor) -> None:
-        dead = (level.window_count == 0) & applied
+    def _revive(self, level: _Level, candidates: Tensor, step: int, applied: Tensor) -> None:
+        """Put features of this step in the place of code vectors that were not chosen over the window."""
+        seen = (step + 1) * self.batch_size
+        dead = (level.unused_images >= min(self.window_images, seen / EARLY_SHARE)) & applied
         level.codebook.copy_(torch.where(dead[:, None], candidates, level.codebook))
         level.average_count.copy_(torch.where(dead, torch.ones_like(level.average_count), level.average_count))
         level.average_sum.copy_(torch.where(dead[:, None], candidates, level.average_sum))
-        _keep(level.window_count, torch.zeros_like(level.window_count), applied)
+        level.unused_images.copy_(torch.where(dead, 0, level.unused_images))
 
     def _revives(self, step: int) -> bool:
-        """At the end of each window, and more often within the first one: most codes are lost in the beginning."""
-        done, window = step + 1, self.window_steps
-        often = max(1, window // EARLY_CHECKS)
-        return window > 0 and (done % window == 0 or (done < window and done % often == 0))
+        return self.window_images > 0 and (step + 1) % self.check_every == 0
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs besides the codebooks."""
         return {
             f"{name}.{key}": getattr(level, key)
             for name, level in zip(self.autoencoder.names, self.levels, strict=True)
-            for key in ("average_count", "average_sum", "window_count")
+            for key in ("average_count", "average_sum", "unused_images")
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -56,29 +56,37 @@ class Quantiser(nn.Module):
     def __init__(self, codebook_size: int, code_dim: int, learned: bool):
         """`learned`: the codebook follows a gradient, else its owner sets it (see codebooks.py)."""
         super().__init__()
+        self.learned = learned
         self.codebook = nn.Parameter(torch.randn(codebook_size, code_dim), requires_grad=learned)
 
     def forward(self, features: Tensor) -> Quantised:
         """(B, D, H, W) in any precision -> Quantised."""
+        codes = self.encode(features)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.codebook.dtype)
-            height = features.shape[2]
-            flat = rearrange(features, "b d h w -> (b h w) d")
-            with torch.no_grad():
-                codes = nearest_codes(flat, self.codebook)
-            nearest = self.codebook[codes]
-            commitment_loss = F.mse_loss(flat, nearest.detach())
-            codebook_loss = F.mse_loss(nearest, flat.detach())
-            straight_through = nearest.detach() + (flat - flat.detach())
-        codes = codes.view(len(features), height, -1)
-        vectors = rearrange(straight_through, "(b h w) d -> b d h w", b=len(features), h=height)
+            nearest = self.look_up(codes)
+            commitment_loss = F.mse_loss(features, nearest.detach())
+            codebook_loss = F.mse_loss(nearest, features.detach()) if self.learned else commitment_loss.detach()
+            vectors = nearest.detach() + (features - features.detach())
         return Quantised(vectors, codes, features.detach(), commitment_loss, codebook_loss)
 
-    def pass_through(self, features: Tensor) -> Quantised:
-        """(B, D, H, W) -> the same as vectors, while the codebook is not started: codes and losses are zero."""
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """(B, D, H, W) in any precision -> the nearest codes (B, H, W), int64."""
+        with torch.autocast(features.device.type, enabled=False):
+            flat = rearrange(features.to(self.codebook.dtype), "b d h w -> (b h w) d")
+            codes = nearest_codes(flat, self.codebook)
+        return codes.view(features.shape[0], *features.shape[2:])
+
+    def pass_through(self, features: Tensor, shown: Tensor) -> Quantised:
+        """(B, D, H, W) -> the same as vectors, while the codebook is not started: codes and losses are zero.
+
+        Where `shown` (B,) is false, the vectors are zero too.
+        """
+        vectors = features * shown.view(-1, 1, 1, 1).to(features.dtype)
         codes = torch.zeros_like(features[:, 0], dtype=torch.long)
         nothing = 0 * self.codebook.sum()
-        return Quantised(features, codes, features.detach().to(self.codebook.dtype), nothing, nothing)
+        return Quantised(vectors, codes, features.detach().to(self.codebook.dtype), nothing, nothing)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Codes (B, H, W) -> their code vectors (B, D, H, W)."""

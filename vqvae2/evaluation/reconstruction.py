@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
+from vqvae2.config import AutoencoderConfig, level_shapes
 from vqvae2.evaluation.window import share_of, validation_window
 from vqvae2.images.convert import to_float
 from vqvae2.images.grids import save_grid
@@ -16,6 +17,7 @@ from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
 
 GRID_IMAGES = 8
+LOW_USAGE = 0.1  # of the codes that a level could use
 
 
 def validate_autoencoder(
@@ -65,6 +67,31 @@ def validate_autoencoder(
     if grid and accelerator.is_main_process:
         save_reconstruction_grid(autoencoder, images, window[:GRID_IMAGES], grid, accelerator)
     return figures
+
+
+def usage_warnings(
+    figures: dict[str, float], config: AutoencoderConfig, height_width: tuple[int, int], num_images: int
+) -> list[str]:
+    """A line for each level that uses under a tenth of its codes, of those that the window could use at all.
+
+    Args:
+        figures: of `validate_autoencoder`.
+        config: of the autoencoder.
+        height_width: of the images, in pixels.
+        num_images: held out.
+    """
+    lines = []
+    images = len(validation_window(num_images))
+    for shape in level_shapes(config.levels, height_width):
+        used = round(figures[f"{shape.name}_usage"] * shape.codebook_size)
+        if used < LOW_USAGE * min(shape.codebook_size, images * shape.height * shape.width):
+            lines.append(
+                f"warning: level {shape.name} uses {used} of its {shape.codebook_size} codes on the held-out images: "
+                f"begin anew with a larger autoencoder.continuous_steps (now {config.continuous_steps}), a smaller "
+                f"autoencoder.revival_window_images (now {config.revival_window_images}), a lower "
+                f"stage1.learning_rate, or a smaller codebook_size"
+            )
+    return lines
 
 
 def psnr(squared_errors: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from vqvae2.training.average import WeightAverage
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objectives import Objective
-from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state
+from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from vqvae2.training.schedule import learning_rate
 
 Figures = dict[str, float]
@@ -67,7 +67,7 @@ def train(
     # Model, optimiser and average, as new or as the newest checkpoint left them.
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    optimiser = build_optimiser(module)
+    optimiser = build_optimiser(module, objective.rate_factors)
     sums: dict[str, Tensor] = {}  # of the figures since the last line of the log, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0
@@ -121,8 +121,7 @@ def train(
 
             # The gradient of the global batch, a part at a time.
             module.train()
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config, step)
+            set_rate(optimiser, learning_rate(config, step))
             losses = []
             for part in range(config.gradient_accumulation_steps):
                 batch = _to_device(next(stream), accelerator.device)

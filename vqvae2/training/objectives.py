@@ -12,6 +12,8 @@ from vqvae2.autoencoder.codebooks import Codebooks, Reduce
 from vqvae2.prior.prior import Prior
 from vqvae2.seeding import keyed_generator
 
+HIDING_SHARE = 0.5  # of the images whose number of levels is drawn
+
 
 class Loss(NamedTuple):
     """The loss to be minimised, with its graph, and named figures to be logged, without."""
@@ -24,6 +26,7 @@ class Objective(Protocol):
     """What the training loop knows of a stage. Batches are NamedTuples of tensors, on the device."""
 
     module: nn.Module
+    rate_factors: dict[nn.Parameter, float]
     start_step: int
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
@@ -49,14 +52,18 @@ class AutoencoderObjective:
     """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss.
 
     In the first steps nothing is quantised: the features of a new network say nothing
-    yet, and codebooks that start from them are left behind by the first updates.
+    yet, and codebooks that start from them are left behind by the first updates. Of some
+    images the finer levels are hidden meanwhile: as long as nothing is quantised the
+    finest level can carry everything, and the coarse ones would learn nothing.
     """
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
         """`autoencoder`: on its device. `batch_size`: of the global batch."""
         self.module = autoencoder
+        self.rate_factors = autoencoder.rate_factors()
         self.start_step = min(autoencoder.config.continuous_steps, total_steps // 2)
         self.started = False
+        self.seed = seed
         self.codebooks = Codebooks(autoencoder, batch_size, seed)
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
@@ -64,12 +71,22 @@ class AutoencoderObjective:
         self.codebooks.start(([(part.images, part.positions) for part in batch] for batch in batches), reduce)
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        reconstruction = model(batch.images, quantise=step >= self.start_step)
+        levels = (
+            None if step >= self.start_step else self._draw_levels(step).to(batch.positions.device)[batch.positions]
+        )
+        reconstruction = model(batch.images, continuous_levels=levels)
         losses = self.module.losses(batch.images, reconstruction)
         if step >= self.start_step:
             self.codebooks.observe(reconstruction.quantised, batch.positions, step - self.start_step)
         figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
         return Loss(losses.total, figures)
+
+    def _draw_levels(self, step: int) -> Tensor:
+        """How many levels of each image of the global batch reach the decoders: (batch size,), from 1 to all."""
+        size, levels = self.codebooks.batch_size, len(self.module.names)
+        generator = keyed_generator(self.seed, "continuous levels", step)
+        hides = torch.rand(size, generator=generator) < HIDING_SHARE
+        return torch.where(hides, torch.randint(1, levels + 1, (size,), generator=generator), levels)
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
         if step >= self.start_step:
@@ -91,6 +108,7 @@ class PriorObjective:
     def __init__(self, prior: Prior, batch_size: int, seed: int):
         """`batch_size`: of the global batch."""
         self.module = prior
+        self.rate_factors: dict[nn.Parameter, float] = {}
         self.start_step = 0
         self.batch_size = batch_size
         self.seed = seed

@@ -4,9 +4,20 @@ import torch
 from torch import Tensor, nn
 
 
-def build_optimiser(module: nn.Module) -> torch.optim.Adam:
-    """Fused Adam over the weights that follow a gradient; the rate is set each step."""
-    return torch.optim.Adam([p for p in module.parameters() if p.requires_grad], fused=True)
+def build_optimiser(module: nn.Module, rate_factors: dict[nn.Parameter, float]) -> torch.optim.Adam:
+    """Fused Adam over the weights that follow a gradient; `rate_factors`: where the rate is multiplied by another
+    number than 1."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            groups.setdefault(rate_factors.get(p, 1.0), []).append(p)
+    return torch.optim.Adam([{"params": ps, "rate_factor": factor} for factor, ps in groups.items()], fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next update."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate_factor"]
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""How fast the parts are, beside the limit that the machine sets for each; see pipelines/benchmark.py."""

@@ -1,0 +1,149 @@
+"""The autoencoder's speed beside the limit: its bare convolutions, without quantisers and codebook updates."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqvae2.autoencoder.artefact import build_autoencoder
+from vqvae2.autoencoder.autoencoder import Autoencoder, as_float
+from vqvae2.autoencoder.quantiser import Quantised
+from vqvae2.benchmarks.report import Row
+from vqvae2.benchmarks.timing import device_name, peak_memory_gib, seconds_per_call
+from vqvae2.config import Config
+from vqvae2.images.loading import ImageBatch
+from vqvae2.launch import start_accelerator
+from vqvae2.training.objectives import AutoencoderObjective
+from vqvae2.training.optimiser import build_optimiser, set_rate
+
+
+class _Unquantised(nn.Module):
+    """In the place of a quantiser: the features themselves."""
+
+    def forward(self, features: Tensor) -> Quantised:
+        return Quantised(features, features, features, features, features)
+
+    def encode(self, features: Tensor) -> Tensor:
+        return features
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        return codes
+
+
+def measure_stage1(config: Config, repetitions: int) -> list[Row]:
+    """A whole training step on random images, and one of the bare convolutions."""
+    accelerator = start_accelerator("stage1", config.stage1.mixed_precision)
+    images = _random_images(config, config.stage1.batch_size, accelerator.device)
+    step = _training_step(config, images, accelerator)
+    step()
+    memory = peak_memory_gib(accelerator.device)
+    ways = {"training step": step, "bare convolutions": _bare_training_step(config, images, accelerator)}
+    return _rows("stage1", ways, config, images, accelerator, repetitions, memory)
+
+
+def measure_encode(config: Config, repetitions: int) -> list[Row]:
+    """Random images to codes, and the convolutions that this takes."""
+    accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
+    images = _random_images(config, config.stage2.batch_size, accelerator.device)
+    encode = _encoding(_new_autoencoder(config, accelerator), images, accelerator)
+    encode()
+    memory = peak_memory_gib(accelerator.device)
+    ways = {
+        "encoding": encode,
+        "bare convolutions": _encoding(_bare_autoencoder(config, accelerator), images, accelerator),
+    }
+    return _rows("encode", ways, config, images, accelerator, repetitions, memory)
+
+
+def _rows(
+    what: str,
+    ways: dict[str, Callable[[], object]],
+    config: Config,
+    images: Tensor,
+    accelerator: Accelerator,
+    repetitions: int,
+    memory: float,
+) -> list[Row]:
+    """A row for each of `ways`, the first of which is ours and the second its limit."""
+    seconds = seconds_per_call(ways, accelerator.device, repetitions)
+    ours, limit = seconds.values()
+    height, width = config.images.height_width
+    shared = {
+        "what": what,
+        "size": f"{height}x{width}",
+        "batch_size": len(images),
+        "precision": accelerator.mixed_precision,
+        "device": device_name(accelerator.device),
+    }
+    return [
+        {**shared, "way": way, "images_per_second": len(images) / seconds[way]} | figures
+        for way, figures in zip(ways, ({"share_of_limit": limit / ours, "peak_memory_gib": memory}, {}), strict=True)
+    ]
+
+
+def _random_images(config: Config, count: int, device: torch.device) -> Tensor:
+    shape = (count, config.images.channels, *config.images.height_width)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _new_autoencoder(config: Config, accelerator: Accelerator) -> Autoencoder:
+    return build_autoencoder(config.autoencoder, config.images.channels, config.seed).to(accelerator.device)
+
+
+def _bare_autoencoder(config: Config, accelerator: Accelerator) -> Autoencoder:
+    autoencoder = _new_autoencoder(config, accelerator)
+    autoencoder.quantisers = nn.ModuleList(_Unquantised() for _ in autoencoder.names)
+    return autoencoder
+
+
+def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> Callable[[], None]:
+    """Stage 1's own step: loss, gradient, clipping, update of weights and codebooks."""
+    autoencoder = _new_autoencoder(config, accelerator)
+    objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
+    optimiser = build_optimiser(autoencoder, objective.rate_factors)
+    set_rate(optimiser, config.stage1.learning_rate)
+    places = torch.arange(len(images), device=accelerator.device)
+    batch = ImageBatch(images, torch.zeros_like(places), places)
+    applied = torch.tensor(True, device=accelerator.device)
+    steps = itertools.count(objective.start_step)
+
+    def step() -> None:
+        now = next(steps)
+        with accelerator.autocast():
+            loss = objective.loss(autoencoder, batch, now)
+        _update(loss.total, autoencoder, optimiser)
+        objective.end_step(now, applied, lambda tensor: tensor)
+
+    return step
+
+
+def _bare_training_step(config: Config, images: Tensor, accelerator: Accelerator) -> Callable[[], None]:
+    autoencoder = _bare_autoencoder(config, accelerator)
+    optimiser = build_optimiser(autoencoder, autoencoder.rate_factors())
+    set_rate(optimiser, config.stage1.learning_rate)
+
+    def step() -> None:
+        with accelerator.autocast():
+            decoded = autoencoder(images).images
+            loss = F.mse_loss(decoded, as_float(images, decoded.dtype))
+        _update(loss, autoencoder, optimiser)
+
+    return step
+
+
+def _update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def _encoding(autoencoder: Autoencoder, images: Tensor, accelerator: Accelerator) -> Callable[[], None]:
+    def encode() -> None:
+        with torch.inference_mode(), accelerator.autocast():
+            autoencoder.encode(images)
+
+    return encode

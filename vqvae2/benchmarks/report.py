@@ -1,0 +1,57 @@
+"""What was measured, as a table for the eye and as a file that grows by each measurement."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqvae2.errors import UserError
+
+Row = dict[str, Any]  # figures by name; what a row has no figure for it leaves out
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as lines of text with a column for each name that occurs."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(x.ljust(width) for x, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows that a file holds; none where it does not exist.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    try:
+        rows = json.loads(path.read_text()) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): name another file with --output") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: holds no list of measurements: name another file with --output")
+    return rows
+
+
+def append_rows(path: Path, rows: list[Row]) -> None:
+    """Add rows, with the time and PyTorch's version, to the JSON list in a file."""
+    when = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(read_rows(path) + [{**when, **row} for row in rows], indent=1) + "\n")
+    beside.replace(path)

@@ -1,0 +1,53 @@
+"""Measuring several ways of doing one thing in turns, so that whatever else the machine does meets all of them."""
+
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+WARM_UP_CALLS = 2
+
+
+def seconds_per_call(ways: dict[str, Callable[[], object]], device: torch.device, repetitions: int) -> dict[str, float]:
+    """The median seconds of a call of each, called in turns `repetitions` times."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for call in ways.values():
+        for _ in range(WARM_UP_CALLS):
+            call()
+    for _ in range(repetitions):
+        for name, call in ways.items():
+            _wait(device)
+            began = time.perf_counter()
+            call()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that was held so far: of the GPU by PyTorch, else of the whole process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if platform.system() == "Darwin" else 2**10  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or the processor with the number of threads used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
