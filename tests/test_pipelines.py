@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -97,9 +98,9 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def codebooks_of_one_process_and_of_two(tmp_path_factory) -> dict[int, list[dict[str, np.ndarray]]]:
+def codebooks_of_one_process_and_of_two(tmp_path_factory) -> dict[int, list[dict[str, torch.Tensor]]]:
     """By total steps: the codebooks after as many updates on one process and on two, begun by k-means at once."""
-    found: dict[int, list[dict[str, np.ndarray]]] = {1: [], 20: []}
+    found: dict[int, list[dict[str, torch.Tensor]]] = {1: [], 20: []}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp("codebooks")
         config = write_config(folder, folder / "run")
@@ -117,7 +118,7 @@ def test_two_processes_keep_the_codebooks_of_one(codebooks_of_one_process_and_of
     one, two = codebooks_of_one_process_and_of_two[total_steps]
     assert len(one) == 2
     for name, codebook in one.items():
-        np.testing.assert_allclose(two[name], codebook, rtol=1e-5, atol=1e-5 * np.abs(codebook).max(), err_msg=name)
+        torch.testing.assert_close(two[name], codebook, rtol=1e-5, atol=1e-5 * codebook.abs().max().item())
 
 
 def test_killed_stage_finishes_when_called_again(tmp_path):

@@ -74,7 +74,8 @@ class AutoencoderConfig:
         commitment_weight: beta, the weight of the commitment loss.
         codebook_update: ema (moving average of the features) or loss (gradient of the codebook loss).
         ema_decay: gamma, the decay of that moving average.
-        revival_window_images: codes unused over this many images are revived from current features; 0: never.
+        revival_window_images: codes unused over this many images, and in the beginning over a 64th of all images seen,
+            are revived from current features; 0: never.
         continuous_steps: steps trained without quantisation before the codebooks start from the features; at most
             half of all.
     """
@@ -98,7 +99,8 @@ class TrainConfig:
     Attributes:
         batch_size: images in an optimiser step, over all processes and accumulation steps.
         total_steps: optimiser steps.
-        learning_rate: Adam's highest rate, reached after the warm-up.
+        learning_rate: Adam's highest rate, reached after the warm-up; stage 1 multiplies it in layers with few inputs
+            (see Autoencoder.rate_factors).
         warmup_steps: steps over which the rate rises from zero.
         schedule: cosine (falls to zero at total_steps) or constant.
         gradient_clip: largest norm of the gradient; null: no clipping.

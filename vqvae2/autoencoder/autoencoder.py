@@ -13,9 +13,9 @@ from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.config import AutoencoderConfig
 from vqvae2.images.convert import to_float, to_uint8
 
-FEATURE_SCALE = 0.3
-IMAGE_SCALE = 0.1
-INPUTS_AT_RATE = 4096  # of a layer that would learn at the rate itself; measured: half and a quarter of it learn slower
+FEATURE_SCALE = 0.3  # of a new network's features, beside that of its hidden activations
+IMAGE_SCALE = 0.1  # likewise of its image
+INPUTS_AT_RATE = 4096  # of a layer that would learn at the rate itself; half and a quarter of it learnt more slowly
 LARGEST_RATE_FACTOR = 8.0
 
 

@@ -69,9 +69,10 @@ def draw_picks(count: int, batch_size: int, places: int, generator: torch.Genera
 
 def take(picks: Picks, features: Tensor, positions: Tensor, batch_size: int) -> Tensor:
     """The picked vectors that lie in this process's `features` (B, D, H, W), zero for the others: (count, D)."""
-    row_of = torch.full((batch_size,), -1).index_put_((positions.cpu(),), torch.arange(len(positions)))
-    rows = row_of[picks.positions].to(features.device)
-    places = picks.places.to(features.device)
+    device = features.device
+    row_of = torch.full((batch_size,), -1, device=device)
+    row_of[positions.to(device)] = torch.arange(len(positions), device=device)
+    rows, places = row_of[picks.positions.to(device)], picks.places.to(device)
     here = rows >= 0
     vectors = rearrange(features, "b d h w -> b (h w) d")[rows.clamp(min=0), places]
     return torch.where(here[:, None], vectors, 0)

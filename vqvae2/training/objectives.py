@@ -12,7 +12,7 @@ from vqvae2.autoencoder.codebooks import Codebooks, Reduce
 from vqvae2.prior.prior import Prior
 from vqvae2.seeding import keyed_generator
 
-HIDING_SHARE = 0.5  # of the images whose number of levels is drawn
+HIDING_SHARE = 0.5  # of the images: how many of their levels are shown is drawn while nothing is quantised
 
 
 class Loss(NamedTuple):
@@ -71,12 +71,11 @@ class AutoencoderObjective:
         self.codebooks.start(([(part.images, part.positions) for part in batch] for batch in batches), reduce)
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        levels = (
-            None if step >= self.start_step else self._draw_levels(step).to(batch.positions.device)[batch.positions]
-        )
+        quantises = step >= self.start_step
+        levels = None if quantises else self._draw_levels(step).to(batch.positions.device)[batch.positions]
         reconstruction = model(batch.images, continuous_levels=levels)
         losses = self.module.losses(batch.images, reconstruction)
-        if step >= self.start_step:
+        if quantises:
             self.codebooks.observe(reconstruction.quantised, batch.positions, step - self.start_step)
         figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
         return Loss(losses.total, figures)

@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 
 def build_optimiser(module: nn.Module, rate_factors: dict[nn.Parameter, float]) -> torch.optim.Adam:
-    """Fused Adam over the weights that follow a gradient; `rate_factors`: where the rate is multiplied by another
-    number than 1."""
+    """Fused Adam over the weights that follow a gradient.
+
+    `rate_factors`: by what the rate is multiplied, where it is not by 1.
+    """
     groups: dict[float, list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
