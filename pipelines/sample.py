@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from vqvae2.command_line import parse_options, run
 from vqvae2.generator import BATCH_SIZE, Generator
 from vqvae2.launch import join_processes
-from vqvae2.samples import write_samples
+from vqvae2.samples import start_from, write_samples
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Options:
         guidance: above 1 the label counts for more.
         seed: of the random numbers; image i depends on (seed, i) alone.
         batch_size: images made at a time by a process.
+        complete: an image file of which `keep` stays and the rest is drawn.
+        keep: top, bottom, left or right (a half), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
+        resample: a level that is drawn anew with all finer ones, given the coarser codes of `image`.
+        image: an image file, for resample.
         dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
     """
 
@@ -34,6 +38,10 @@ class Options:
     guidance: float = 1.0
     seed: int = 0
     batch_size: int = BATCH_SIZE
+    complete: str | None = None
+    keep: str = "top"
+    resample: str | None = None
+    image: str | None = None
     dtype: str = "auto"
 
 
@@ -49,6 +57,7 @@ def main() -> None:
         options.seed,
         options.batch_size,
         state,
+        start_from(generator, options.complete, options.keep, options.resample, options.image),
     )
     state.print(f"samples: {grid.parent}; grid: {grid}")
 

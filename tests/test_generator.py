@@ -103,6 +103,30 @@ def test_controls_change_what_is_drawn(generator: Generator) -> None:
     assert torch.equal(generator.sample(4, seed=0, label=0, batch_size=4, **neutral), plain)
 
 
+def some_images(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+
+
+def test_complete_keeps_the_region_and_draws_the_rest(generator: Generator) -> None:
+    """All kept: the reconstruction. Half: other images for another seed, the other image's half stays apart."""
+    images = some_images(3)
+    whole = generator.complete(images, "0,0,32,16", batch_size=2)
+    assert torch.equal(whole, generator.decode(generator.encode(images)))
+    halves = [generator.complete(images, "top", seed=seed, batch_size=2) for seed in (0, 0, 1)]
+    assert torch.equal(halves[0], halves[1]) and not torch.equal(halves[0], halves[2])
+    assert len(halves[0].flatten(1).unique(dim=0)) == 3
+    assert not torch.equal(halves[0], generator.sample(3, batch_size=2))
+
+
+def test_resample_keeps_the_coarser_codes(generator: Generator) -> None:
+    """From the coarsest level on it is sampling; from the bottom on the top codes decide what is drawn."""
+    images = some_images(2)
+    assert torch.equal(generator.resample(images, "top", batch_size=2), generator.sample(2, batch_size=2))
+    first = generator.resample(images, batch_size=2)
+    assert not torch.equal(first, generator.resample(images, seed=1, batch_size=2))
+    assert not torch.equal(first, generator.resample(images.flip(0), batch_size=2))
+
+
 def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
     """Encoding the held-out images once more gives the records of the store."""
     config = yaml.safe_load(tiny_run[0].read_text())

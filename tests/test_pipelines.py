@@ -97,6 +97,31 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
     assert np.mean(agreeing) > 0.97
 
 
+def test_sample_begins_from_an_image(tiny_run, tmp_path):
+    """--complete and --resample write samples of their own; flags that do not go together are refused."""
+    _, run_dir = tiny_run
+    picture = tmp_path / "cat, asleep.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture)
+    arguments = ("--run_dir", str(run_dir), "--num_images", "2", "--batch_size", "2")
+    for flags, name in (
+        (("--complete", str(picture), "--keep", "left"), "complete-cat, asleep"),
+        (("--complete", str(picture), "--keep", "0,0,32,8"), "keep-0-0-32-8"),
+        (("--resample", "bottom", "--image", str(picture)), "resample-bottom"),
+    ):
+        before = set((run_dir / "samples").glob("*"))
+        succeed("sample", *arguments, *flags)
+        new = [x.name for x in set((run_dir / "samples").glob("*")) - before]
+        assert len(new) == 3 and all(name in x for x in new)
+    for flags, said in (
+        (("--resample", "bottom"), "image: give both"),
+        (("--complete", str(picture), "--keep", "half"), "keep: 'half'"),
+        (("--complete", "missing.png"), "missing.png"),
+        (("--resample", "middle", "--image", str(picture)), "no level 'middle'"),
+    ):
+        result = call("sample", *arguments, *flags)
+        assert result.returncode == 1 and said in result.stderr and "Traceback" not in result.stderr
+
+
 @pytest.fixture(scope="module")
 def codebooks_of_one_process_and_of_two(tmp_path_factory) -> dict[int, list[dict[str, torch.Tensor]]]:
     """By total steps: the codebooks after as many updates on one process and on two, begun by k-means at once."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from torch import Tensor
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.errors import UserError
+from vqvae2.images.decode import read_image
 from vqvae2.precision import has_fast_bf16
 from vqvae2.prior.artefact import TrainedPrior, load_prior
+from vqvae2.prior.kept import Kept, keep_coarser, keep_region, parse_region
 from vqvae2.prior.prior import Prior
 from vqvae2.prior.sampling import Controls, image_uniforms, sample_codes
 from vqvae2.seeding import keyed_generator
@@ -135,6 +138,7 @@ class Generator:
         seed: int = 0,
         first_image: int = 0,
         batch_size: int = BATCH_SIZE,
+        kept: dict[str, Kept] | None = None,
         progress: Callable[[int], object] = lambda codes: None,
     ) -> Tensor:
         """Make new images: uint8 (num_images, C, H, W).
@@ -153,6 +157,7 @@ class Generator:
             seed: of the random numbers.
             first_image: number of the first image.
             batch_size: images made at a time, the last ones filled up with others that are thrown away.
+            kept: codes that are not drawn, by level; see `complete` and `resample`.
             progress: called with the number of codes drawn for the batch since the last call.
 
         Raises:
@@ -168,14 +173,56 @@ class Generator:
         for start in range(0, num_images, batch_size):
             part = [indices[min(start + i, num_images - 1)] for i in range(batch_size)]
             part_labels = None if labels is None else labels[[i - first_image for i in part]].to(self.device)
-            images.append(self._sample_batch(part, part_labels, controls, seed, progress)[: num_images - start])
+            part_kept = {
+                name: x if len(x.codes) == 1 else x._replace(codes=x.codes[[i - first_image for i in part]])
+                for name, x in (kept or {}).items()
+            }
+            made = self._sample_batch(part, part_labels, controls, part_kept, seed, progress)
+            images.append(made[: num_images - start])
         return torch.cat(images)
+
+    def complete(self, images: Tensor, keep: str, **options: Any) -> Tensor:
+        """Draw anew what lies outside a region of each image: uint8 (B, C, H, W) -> the same shape.
+
+        Only what comes later in reading order can fit itself to what is kept: above
+        it and to its left, codes are drawn as if it were not there.
+
+        Args:
+            images: uint8 (B, C, H, W); image i depends on (seed, i), too.
+            keep: top, bottom, left or right, a half; or a box LEFT,UPPER,RIGHT,LOWER in pixels.
+            **options: label, temperature, top_k, top_p, guidance, seed, batch_size and progress of `sample`.
+        """
+        return self.sample(len(images), kept=self.kept_region(images, keep), **options)
+
+    def resample(self, images: Tensor, level: str = "bottom", **options: Any) -> Tensor:
+        """Draw a level and all finer ones anew, given the coarser codes of each image: uint8 (B, C, H, W).
+
+        Args:
+            images: uint8 (B, C, H, W).
+            level: the coarsest level that is drawn.
+            **options: as for `complete`.
+        """
+        return self.sample(len(images), kept=self.kept_coarser(images, level), **options)
+
+    def kept_region(self, images: Tensor, keep: str) -> dict[str, Kept]:
+        """The codes inside a region, for `sample`; arguments as for `complete`."""
+        size = self._trained.height_width
+        return keep_region(self.encode(images), self._trained.shapes, parse_region(keep, size), size)
+
+    def kept_coarser(self, images: Tensor, level: str) -> dict[str, Kept]:
+        """The codes of the levels coarser than `level`, for `sample`."""
+        return keep_coarser(self.encode(images), level)
+
+    def read_image(self, path: str | Path) -> Tensor:
+        """An image file as one of this run's images: uint8 (1, C, H, W)."""
+        return read_image(Path(path), self._trained.height_width, self._trained.channels)[None]
 
     def _sample_batch(
         self,
         indices: list[int],
         labels: Tensor | None,
         controls: dict[str, Controls],
+        kept: dict[str, Kept],
         seed: int,
         progress: Callable[[int], object],
     ) -> Tensor:
@@ -183,7 +230,7 @@ class Generator:
         for name, prior in self._sampling_priors.items():
             positions = prior.shape.height * prior.shape.width
             uniforms = torch.stack([image_uniforms(seed, i, name, positions) for i in indices]).to(self.device)
-            codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], progress)
+            codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], kept.get(name), progress)
         return self.decode(codes)
 
     def labels(

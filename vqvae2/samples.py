@@ -1,8 +1,9 @@
 """Sampled images as files in a run's folder samples/."""
 
+import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +11,54 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
+from vqvae2.errors import UserError
 from vqvae2.generator import Generator, at_least
 from vqvae2.images.grids import save_grid, save_image
+from vqvae2.prior.kept import Kept
 from vqvae2.run_directory import make_dir, writing
 
 GRID_IMAGES = 64  # a grid shows no more
+
+
+class Start(NamedTuple):
+    """What samples begin from: a name for their files, and the codes of one image that they keep, by level."""
+
+    name: str
+    kept: dict[str, Kept]
+
+
+def start_from(
+    generator: Generator, complete: str | None, keep: str, resample: str | None, image: str | None
+) -> Start | None:
+    """What the flags of sample.py ask to begin from; None where they ask for nothing.
+
+    Args:
+        generator: of a finished run.
+        complete: an image file, of which the region `keep` stays.
+        keep: see `Generator.complete`.
+        resample: the coarsest level that is drawn anew, of `image`.
+        image: an image file.
+
+    Raises:
+        UserError: the flags do not go together, or the image cannot be read.
+    """
+    if complete and resample:
+        raise UserError("complete, resample: give one of them")
+    if (resample is None) != (image is None):
+        raise UserError("resample, image: give both: the level to draw anew, and the image whose coarser codes stay")
+    if complete:
+        name = f"complete-{_digest(complete, generator)}_keep-{keep.replace(',', '-')}"
+        return Start(name, generator.kept_region(generator.read_image(complete), keep))
+    if resample and image:
+        name = f"resample-{resample}_{_digest(image, generator)}"
+        return Start(name, generator.kept_coarser(generator.read_image(image), resample))
+    return None
+
+
+def _digest(path: str, generator: Generator) -> str:
+    """The file's name and eight digits of its pixels as the run sees them."""
+    pixels = generator.read_image(path).numpy().tobytes()
+    return f"{Path(path).stem}-{hashlib.sha256(pixels).hexdigest()[:8]}"
 
 
 def write_samples(
@@ -25,6 +69,7 @@ def write_samples(
     seed: int,
     batch_size: int,
     state: PartialState,
+    start: Start | None = None,
 ) -> Path:
     """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones.
 
@@ -38,6 +83,7 @@ def write_samples(
         seed: of the random numbers.
         batch_size: images made at a time by a process.
         state: which process this is.
+        start: an image's codes that every sample keeps; None: all codes are drawn.
 
     Returns:
         The grid's path.
@@ -47,7 +93,7 @@ def write_samples(
     at_least("seed", seed, 0)
     labels = generator.labels(label, range(num_images), seed, controls["guidance"])
     directory = make_dir(generator.run_dir / "samples")
-    stem = _stem(label, controls, seed, generator)
+    stem = _stem(label, controls, seed, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
     batches = [range(i, min(i + batch_size, num_images)) for i in range(0, num_images, batch_size)]
@@ -66,6 +112,7 @@ def write_samples(
                 seed=seed,
                 first_image=batch[0],
                 batch_size=batch_size,
+                kept=start.kept if start else None,
                 progress=bar.update,
             )
             with writing(directory):
@@ -89,10 +136,14 @@ def _read(path: Path) -> torch.Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _stem(label: str | None, controls: dict[str, Any], seed: int, generator: Generator) -> str:
+def _stem(label: str | None, controls: dict[str, Any], seed: int, generator: Generator, start: Start | None) -> str:
     """Tells apart what was sampled from other weights or with other controls."""
     neutral = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
-    parts = [f"seed{seed}"] + ([f"label-{label}".replace("/", "-")] if label is not None else [])
+    parts = (
+        ([start.name] if start else [])
+        + [f"seed{seed}"]
+        + ([f"label-{label}".replace("/", "-")] if label is not None else [])
+    )
     parts += [f"{key}{value}" for key, value in controls.items() if value != neutral[key]]
     return "_".join([*parts, generator.fingerprint()])
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.prior.priors import some_codes, tiny_prior
+from vqvae2.prior.kept import Kept
 from vqvae2.prior.prior import Prior
 from vqvae2.prior.sampling import Controls, draw, image_uniforms, restrict, sample_codes
 
@@ -23,13 +24,21 @@ def uniforms_of(prior: Prior, images: range, seed: int = 0) -> torch.Tensor:
 
 
 def whole_grid_sample(
-    prior: Prior, uniforms: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None, guidance: float | None
+    prior: Prior,
+    uniforms: torch.Tensor,
+    coarser: dict | None,
+    labels: torch.Tensor | None,
+    guidance: float | None,
+    kept: Kept | None = None,
 ):
     """Codes (B, H, W) from a full forward pass for each position and a running sum of probabilities."""
     height, width = prior.shape.height, prior.shape.width
     codes = torch.zeros(len(uniforms), height, width, dtype=torch.long)
     for position in range(height * width):
         i, j = divmod(position, width)
+        if kept is not None and kept.mask[i, j]:
+            codes[:, i, j] = kept.codes[:, i, j]
+            continue
         logits = prior(codes, coarser, labels)[:, :, i, j]
         if guidance is not None:
             nothing = prior(codes, coarser, None)[:, :, i, j]
@@ -137,6 +146,23 @@ def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
     codes = sample_codes(prior, uniforms, coarser, labels)
     assert torch.equal(codes, whole_grid_sample(prior, uniforms, coarser, labels, guidance=None))
     assert len(codes.unique()) == 5
+
+
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_kept_codes_stay_and_the_rest_is_drawn_given_them(options: dict, shared: bool) -> None:
+    """As full passes do that write the given codes in place of drawing; each image's own, or one image's for all."""
+    prior = tiny_prior((4, 4), **options)
+    own, coarser, labels = some_codes(prior, batch=24)
+    uniforms = uniforms_of(prior, range(24))
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    kept = Kept(own[:1] if shared else own, mask)
+    codes = sample_codes(prior, uniforms, coarser, labels, kept=kept)
+    assert (codes == kept.codes)[:, mask].all()
+    assert torch.equal(codes, whole_grid_sample(prior, uniforms, coarser, labels, None, kept))
+    assert not torch.equal(codes[:, ~mask], sample_codes(prior, uniforms, coarser, labels)[:, ~mask])
+    everything = Kept(kept.codes, torch.ones_like(mask))
+    assert torch.equal(sample_codes(prior, uniforms, coarser, labels, kept=everything), kept.codes.expand(24, 4, 4))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae2.prior.kept import Kept
 from vqvae2.prior.prior import Cache, Prior
 from vqvae2.seeding import keyed_generator
 
@@ -61,6 +62,7 @@ def sample_codes(
     coarser: dict[str, Tensor] | None = None,
     labels: Tensor | None = None,
     controls: Controls = Controls(),
+    kept: Kept | None = None,
     progress: Callable[[int], object] = lambda codes: None,
 ) -> Tensor:
     """Draw the codes of one level: (B, H, W) int64.
@@ -71,10 +73,20 @@ def sample_codes(
         coarser: codes of each coarser level by name.
         labels: (B,) int64; None: not given.
         controls: temperature and the like.
+        kept: codes that are not drawn; those after them are drawn given them. None: all are drawn.
         progress: called with the number of codes drawn since the last call.
     """
     batch = len(uniforms)
     height, width = prior.shape.height, prior.shape.width
+    if kept is None:
+        kept = Kept(
+            uniforms.new_zeros(1, height, width, dtype=torch.long), torch.zeros(height, width, dtype=torch.bool)
+        )
+    given = kept.codes.to(uniforms.device).expand(batch, height, width)
+    is_kept = kept.mask.tolist()
+    if kept.mask.all():
+        progress(height * width)
+        return given
     caches = [Cache(prior, batch, coarser, labels)]
     if controls.guidance != 1:
         caches.append(Cache(prior, batch, coarser, None))
@@ -87,7 +99,10 @@ def sample_codes(
                 cache.logits(column).float() if uniforms.is_cuda else cache.logits(column).double() for cache in caches
             ]
             mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
-            chosen = draw(restrict(mixed, controls), uniforms[:, row * width + column])
+            if is_kept[row][column]:
+                chosen = given[:, row, column]
+            else:
+                chosen = draw(restrict(mixed, controls), uniforms[:, row * width + column])
             for cache in caches:
                 cache.write(chosen)
             codes[:, row, column] = chosen

@@ -1,0 +1,58 @@
+"""Which codes a region of the image keeps."""
+
+import pytest
+import torch
+
+from vqvae2.config import LevelShape
+from vqvae2.errors import UserError
+from vqvae2.prior.kept import keep_coarser, keep_region, parse_region
+
+SIZE = (16, 32)
+SHAPES = [LevelShape("top", 2, 4, 12), LevelShape("bottom", 4, 8, 300)]
+CODES = {x.name: torch.arange(3 * x.height * x.width).view(3, x.height, x.width) for x in SHAPES}
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("top", (0, 0, 32, 8)),
+        ("bottom", (0, 8, 32, 16)),
+        ("left", (0, 0, 16, 16)),
+        ("right", (16, 0, 32, 16)),
+        ("4,0,20,16", (4, 0, 20, 16)),
+    ],
+)
+def test_region_is_a_box_of_pixels(text: str, box: tuple[int, int, int, int]) -> None:
+    """Halves by name, and boxes as Pillow crops."""
+    assert parse_region(text, SIZE) == box
+
+
+@pytest.mark.parametrize("text", ["", "middle", "1,2,3", "0,0,33,16", "8,0,8,16", "-1,0,8,8", "0,12,8,4", "a,b,c,d"])
+def test_bad_region_is_refused(text: str) -> None:
+    """The message quotes it."""
+    with pytest.raises(UserError, match=f"keep: '{text}'"):
+        parse_region(text, SIZE)
+
+
+def test_codes_whose_pixels_all_lie_inside_are_kept() -> None:
+    """Columns 4 to 20 hold the second top code of a row whole, and the second to fifth bottom code."""
+    kept = keep_region(CODES, SHAPES, (4, 0, 20, 8), SIZE)
+    assert kept["top"].mask.tolist() == [[False, True, False, False], [False] * 4]
+    row = [False, True, True, True, True, False, False, False]
+    assert kept["bottom"].mask.tolist() == [row, row, [False] * 8, [False] * 8]
+    assert torch.equal(kept["bottom"].codes, CODES["bottom"])
+
+
+def test_region_without_a_whole_code_is_refused() -> None:
+    """It says how large a code is."""
+    with pytest.raises(UserError, match="8x8 pixels"):
+        keep_region(CODES, SHAPES, (4, 0, 11, 16), SIZE)
+
+
+def test_coarser_levels_are_kept_whole() -> None:
+    """Of two levels the bottom keeps the top, and the top nothing."""
+    kept = keep_coarser(CODES, "bottom")
+    assert list(kept) == ["top"] and kept["top"].mask.all() and torch.equal(kept["top"].codes, CODES["top"])
+    assert keep_coarser(CODES, "top") == {}
+    with pytest.raises(UserError, match=r"'middle'.*top, bottom"):
+        keep_coarser(CODES, "middle")
