@@ -1,7 +1,7 @@
 """Measure how fast the parts of a run are, each beside the limit that the machine sets for it.
 
 Prints a table and appends it to a JSON file. Any field of the configuration can be set: --images.size,
---stage1.batch_size (of stage1), --stage2.batch_size (of encode).
+--stage1.batch_size (of stage1), --stage2.batch_size (of encode), --priors.top.train.batch_size (of prior).
 """
 
 from pathlib import Path

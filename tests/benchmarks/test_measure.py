@@ -23,6 +23,30 @@ def test_measurement_is_printed_and_written(tmp_path: Path, what: str, way: str)
     assert not (tmp_path / "run").exists()
 
 
+def test_priors_are_measured(tmp_path: Path) -> None:
+    """A training step of each level beside the matrix product; cached and whole-pass sampling, and growing grids."""
+    config, output = write_config(tmp_path, tmp_path / "run"), tmp_path / "b.json"
+    succeed("benchmark", "--config", str(config), "--what", "prior,sample", "--output", str(output), *SMALL)
+    rows = json.loads(output.read_text())
+    steps = [x for x in rows if x["what"] == "prior"]
+    assert [x["way"] for x in steps] == [
+        "training step, top",
+        "matrix product",
+        "training step, bottom",
+        "matrix product",
+    ]
+    for ours, limit in zip(steps[::2], steps[1::2], strict=True):
+        assert ours["share_of_limit"] == pytest.approx(ours["gflop_per_second"] / limit["gflop_per_second"])
+    samples = [x for x in rows if x["what"] == "sample"]
+    assert {(x["way"], x["batch_size"]) for x in samples} == {
+        (f"{way}, {level}", n) for way in ("cached", "whole passes") for level in ("top", "bottom") for n in (1, 2, 16)
+    }
+    assert {x["size"] for x in samples} >= {"16x16", "32x32", "64x64", "128x128"}
+    for x in samples:
+        height, width = map(int, x["size"].split("x"))
+        assert x["images_per_hour"] * x["seconds_per_code"] * height * width == pytest.approx(3600 * x["batch_size"])
+
+
 def test_unknown_measurement_is_refused(tmp_path: Path) -> None:
     """The message lists what there is."""
     result = call("benchmark", "--what", "stage9", "--output", str(tmp_path / "b.json"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder, as_float
 from vqvae2.autoencoder.quantiser import Quantised
-from vqvae2.benchmarks.report import Row
-from vqvae2.benchmarks.timing import device_name, peak_memory_gib, seconds_per_call
+from vqvae2.benchmarks.report import Row, conditions
+from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call
 from vqvae2.config import Config
 from vqvae2.images.loading import ImageBatch
 from vqvae2.launch import start_accelerator
@@ -70,14 +70,7 @@ def _rows(
     """A row for each of `ways`, the first of which is ours and the second its limit."""
     seconds = seconds_per_call(ways, accelerator.device, repetitions)
     ours, limit = seconds.values()
-    height, width = config.images.height_width
-    shared = {
-        "what": what,
-        "size": f"{height}x{width}",
-        "batch_size": len(images),
-        "precision": accelerator.mixed_precision,
-        "device": device_name(accelerator.device),
-    }
+    shared = conditions(what, config.images.height_width, len(images), accelerator.mixed_precision, accelerator.device)
     return [
         {**shared, "way": way, "images_per_second": len(images) / seconds[way]} | figures
         for way, figures in zip(ways, ({"share_of_limit": limit / ours, "peak_memory_gib": memory}, {}), strict=True)

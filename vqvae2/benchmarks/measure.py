@@ -5,11 +5,17 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from vqvae2.benchmarks.autoencoder import measure_encode, measure_stage1
+from vqvae2.benchmarks.prior import measure_prior, measure_sample
 from vqvae2.benchmarks.report import Row
 from vqvae2.config import Config
 from vqvae2.errors import UserError
 
-MEASUREMENTS: dict[str, Callable[[Config, int], list[Row]]] = {"stage1": measure_stage1, "encode": measure_encode}
+MEASUREMENTS: dict[str, Callable[[Config, int], list[Row]]] = {
+    "stage1": measure_stage1,
+    "encode": measure_encode,
+    "prior": measure_prior,
+    "sample": measure_sample,
+}
 
 
 def measure(what: str, config: Config, repetitions: int) -> list[Row]:

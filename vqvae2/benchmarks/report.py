@@ -7,9 +7,22 @@ from typing import Any
 
 import torch
 
+from vqvae2.benchmarks.timing import device_name
 from vqvae2.errors import UserError
 
 Row = dict[str, Any]  # figures by name; what a row has no figure for it leaves out
+
+
+def conditions(what: str, height_width: tuple[int, int], batch_size: int, precision: str, device: torch.device) -> Row:
+    """What every row says: under which conditions its figures were taken."""
+    height, width = height_width
+    return {
+        "what": what,
+        "size": f"{height}x{width}",
+        "batch_size": batch_size,
+        "precision": precision,
+        "device": device_name(device),
+    }
 
 
 def table(rows: list[Row]) -> str:

@@ -1,0 +1,157 @@
+"""The priors' training speed beside a matrix product's, and cached sampling beside a whole pass a code."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vqvae2.benchmarks.report import Row, conditions
+from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call
+from vqvae2.codes.loading import CodeBatch
+from vqvae2.config import Config, LevelShape, level_shapes
+from vqvae2.launch import start_accelerator
+from vqvae2.prior.artefact import build_prior
+from vqvae2.prior.prior import Cache, Prior
+from vqvae2.prior.sampling import draw
+from vqvae2.training.objectives import PriorObjective
+from vqvae2.training.optimiser import build_optimiser, set_rate
+
+CLASSES = 10
+PRODUCT_SIDE = 4096  # of the matrices that are multiplied for the limit
+SAMPLING_BATCHES = (1, 2, 16)
+SAMPLED_ROWS = 2  # that a call draws, in the middle of the grid
+SCALING_GRIDS = (16, 32, 64, 128)
+
+
+def measure_prior(config: Config, repetitions: int) -> list[Row]:
+    """A training step of each level's prior on random codes: images, floating-point operations a second, memory."""
+    rows: list[Row] = []
+    for name, prior_config in config.priors.items():
+        train = prior_config.train
+        accelerator = start_accelerator(f"priors.{name}.train", train.mixed_precision)
+        prior = new_prior(config, name).to(accelerator.device)
+        step = _training_step(prior, train.batch_size, train.learning_rate, accelerator)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        memory = peak_memory_gib(accelerator.device)
+        product = _matrix_product(accelerator)
+        seconds = seconds_per_call({"step": step, "product": product}, accelerator.device, repetitions)
+        rate = counter.get_total_flops() / seconds["step"]
+        limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
+        grid = (prior.shape.height, prior.shape.width)
+        shared = conditions("prior", grid, train.batch_size, accelerator.mixed_precision, accelerator.device)
+        rows += [
+            {
+                **shared,
+                "way": f"training step, {name}",
+                "images_per_second": train.batch_size / seconds["step"],
+                "gflop_per_second": rate / 1e9,
+                "share_of_limit": rate / limit,
+                "peak_memory_gib": memory,
+            },
+            {**shared, "way": "matrix product", "gflop_per_second": limit / 1e9},
+        ]
+    return rows
+
+
+def measure_sample(config: Config, repetitions: int) -> list[Row]:
+    """Seconds a code of each level at several batch sizes, cached and by whole passes; then of growing grids."""
+    accelerator = start_accelerator("stage2", "auto")
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    rows: list[Row] = []
+    for name in config.priors:
+        prior = new_prior(config, name).to(accelerator.device, dtype).eval()
+        for batch in SAMPLING_BATCHES:
+            rows += _sampling_rows(prior, batch, accelerator, repetitions, whole_passes=True)
+    finest = config.autoencoder.levels[-1].name
+    for side in SCALING_GRIDS:
+        prior = new_prior(config, finest, side).to(accelerator.device, dtype).eval()
+        rows += _sampling_rows(prior, 2, accelerator, repetitions, whole_passes=False)
+    return rows
+
+
+def new_prior(config: Config, level: str, side: int | None = None) -> Prior:
+    """An untrained prior of a level; with `side` its grid is a square of that many codes, the coarser ones to match."""
+    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    if side is not None:
+        finest = shapes[-1]
+        shapes = [
+            LevelShape(x.name, x.height * side // finest.height, x.width * side // finest.width, x.codebook_size)
+            for x in shapes
+        ]
+    return build_prior(config.priors[level], shapes, level, CLASSES, config.seed)
+
+
+def _random_codes(shapes: list[LevelShape], batch: int, device: torch.device) -> dict[str, Tensor]:
+    return {x.name: torch.randint(x.codebook_size, (batch, x.height, x.width), device=device) for x in shapes}
+
+
+def _training_step(prior: Prior, batch_size: int, rate: float, accelerator: Accelerator) -> Callable[[], None]:
+    objective = PriorObjective(prior, batch_size, seed=0)
+    optimiser = build_optimiser(prior, objective.rate_factors)
+    set_rate(optimiser, rate)
+    places = torch.arange(batch_size, device=accelerator.device)
+    codes = _random_codes([*prior.coarser, prior.shape], batch_size, accelerator.device)
+    batch = CodeBatch(codes, places % CLASSES, places)
+
+    def step() -> None:
+        with accelerator.autocast():
+            loss = objective.loss(prior, batch, 0)
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    a, b = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=accelerator.device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+
+    return product
+
+
+def _sampling_rows(
+    prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, whole_passes: bool
+) -> list[Row]:
+    """Seconds a code, drawn from the cache in the middle of the grid, and if wanted by a pass over the whole grid."""
+    device = accelerator.device
+    height, width = prior.shape.height, prior.shape.width
+    drawn_rows = range(height // 2, min(height, height // 2 + SAMPLED_ROWS))
+    coarser = _random_codes(prior.coarser, batch, device) or None
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    codes = _random_codes([prior.shape], batch, device)[prior.shape.name]
+    uniforms = torch.rand(batch, dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        cache = Cache(prior, batch, coarser, labels)
+
+    @torch.inference_mode()
+    def cached() -> None:
+        for row in drawn_rows:
+            cache.begin_row(row)
+            for column in range(width):
+                cache.write(draw(cache.logits(column), uniforms))
+
+    @torch.inference_mode()
+    def whole() -> None:
+        draw(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms)
+
+    ways = {"cached": cached, "whole passes": whole} if whole_passes else {"cached": cached}
+    drawn = {"cached": len(drawn_rows) * width, "whole passes": 1}
+    seconds = seconds_per_call(ways, device, repetitions)
+    shared = conditions("sample", (height, width), batch, str(next(prior.parameters()).dtype)[6:], device)
+    return [
+        {
+            **shared,
+            "way": f"{way}, {prior.shape.name}",
+            "seconds_per_code": seconds[way] / drawn[way],
+            "images_per_hour": 3600 * batch * drawn[way] / (seconds[way] * height * width),
+        }
+        for way in ways
+    ]
