@@ -47,18 +47,18 @@ def start_from(
     if (resample is None) != (image is None):
         raise UserError("resample, image: give both: the level to draw anew, and the image whose coarser codes stay")
     if complete:
-        name = f"complete-{_digest(complete, generator)}_keep-{keep.replace(',', '-')}"
-        return Start(name, generator.kept_region(generator.read_image(complete), keep))
+        pixels = generator.read_image(complete)
+        name = f"complete-{_image_name(complete, pixels)}_keep-{keep.replace(',', '-')}"
+        return Start(name, generator.kept_region(pixels, keep))
     if resample and image:
-        name = f"resample-{resample}_{_digest(image, generator)}"
-        return Start(name, generator.kept_coarser(generator.read_image(image), resample))
+        pixels = generator.read_image(image)
+        return Start(f"resample-{resample}_{_image_name(image, pixels)}", generator.kept_coarser(pixels, resample))
     return None
 
 
-def _digest(path: str, generator: Generator) -> str:
+def _image_name(path: str, pixels: torch.Tensor) -> str:
     """The file's name and eight digits of its pixels as the run sees them."""
-    pixels = generator.read_image(path).numpy().tobytes()
-    return f"{Path(path).stem}-{hashlib.sha256(pixels).hexdigest()[:8]}"
+    return f"{Path(path).stem}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def write_samples(

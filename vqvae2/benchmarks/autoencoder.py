@@ -12,7 +12,7 @@ from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder, as_float
 from vqvae2.autoencoder.quantiser import Quantised
 from vqvae2.benchmarks.report import Row, conditions
-from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call
+from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.config import Config
 from vqvae2.images.loading import ImageBatch
 from vqvae2.launch import start_accelerator
@@ -107,7 +107,7 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
         now = next(steps)
         with accelerator.autocast():
             loss = objective.loss(autoencoder, batch, now)
-        _update(loss.total, autoencoder, optimiser)
+        update(loss.total, autoencoder, optimiser)
         objective.end_step(now, applied, lambda tensor: tensor)
 
     return step
@@ -122,16 +122,9 @@ def _bare_training_step(config: Config, images: Tensor, accelerator: Accelerator
         with accelerator.autocast():
             decoded = autoencoder(images).images
             loss = F.mse_loss(decoded, as_float(images, decoded.dtype))
-        _update(loss, autoencoder, optimiser)
+        update(loss, autoencoder, optimiser)
 
     return step
-
-
-def _update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
 
 
 def _encoding(autoencoder: Autoencoder, images: Tensor, accelerator: Accelerator) -> Callable[[], None]:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqvae2.benchmarks.report import Row, conditions
-from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call
+from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
 from vqvae2.config import Config, LevelShape, level_shapes
 from vqvae2.launch import start_accelerator
@@ -99,10 +99,7 @@ def _training_step(prior: Prior, batch_size: int, rate: float, accelerator: Acce
     def step() -> None:
         with accelerator.autocast():
             loss = objective.loss(prior, batch, 0)
-        loss.total.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        update(loss.total, prior, optimiser)
 
     return step
 

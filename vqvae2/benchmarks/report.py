@@ -9,6 +9,7 @@ import torch
 
 from vqvae2.benchmarks.timing import device_name
 from vqvae2.errors import UserError
+from vqvae2.run_directory import write_atomically
 
 Row = dict[str, Any]  # figures by name; what a row has no figure for it leaves out
 
@@ -65,6 +66,5 @@ def read_rows(path: Path) -> list[Row]:
 def append_rows(path: Path, rows: list[Row]) -> None:
     """Add rows, with the time and PyTorch's version, to the JSON list in a file."""
     when = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(read_rows(path) + [{**when, **row} for row in rows], indent=1) + "\n")
-    beside.replace(path)
+    content = json.dumps(read_rows(path) + [{**when, **row} for row in rows], indent=1) + "\n"
+    write_atomically(path, content.encode())

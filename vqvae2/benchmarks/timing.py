@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor, nn
 
 WARM_UP_CALLS = 2
 
@@ -26,6 +27,14 @@ def seconds_per_call(ways: dict[str, Callable[[], object]], device: torch.device
             _wait(device)
             seconds[name].append(time.perf_counter() - began)
     return {name: median(values) for name, values in seconds.items()}
+
+
+def update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """The part of a training step that follows the loss, as the training loop does it."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
 
 
 def peak_memory_gib(device: torch.device) -> float:
