@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAY_CHANGE = frozenset(
     {"total_steps", "save_every", "validate_every", "log_every", "workers", "trackers", "run_dir", "root"}
 )

@@ -28,20 +28,28 @@ PRIORS = [
 
 @torch.no_grad()
 def incremental(prior: Prior, codes: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None) -> torch.Tensor:
+    """Logits (B, K, H, W) from a new cache that is told the codes one after another."""
+    return told(Cache(prior, len(codes), coarser, labels), codes)
+
+
+@torch.no_grad()
+def told(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
     """Logits (B, K, H, W) from a cache that is told the codes one after another."""
-    cache = Cache(prior, len(codes), coarser, labels)
     rows = []
     for i in range(codes.shape[1]):
         cache.begin_row(i)
         row = []
         for j in range(codes.shape[2]):
-            row.append(cache.logits(j).clone())
+            row.append(cache.logits().clone())
             cache.write(codes[:, i, j])
         rows.append(torch.stack(row, dim=-1))
     return torch.stack(rows, dim=2)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)],  # bfloat16 holds 3 digits, logits go to 5
+)
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_each_code_gets_the_logits_of_the_whole_grid(
     options: dict[str, Any], dtype: torch.dtype, tolerance: float
@@ -55,6 +63,16 @@ def test_each_code_gets_the_logits_of_the_whole_grid(
     logits = incremental(prior, codes, coarser, labels)
     assert logits.dtype == dtype
     assert torch.allclose(logits, expected, rtol=0, atol=tolerance)
+
+
+def test_row_0_begins_anew() -> None:
+    """A cache that has drawn one grid draws the next as a new cache would."""
+    prior = tiny_prior((3, 4), attention_layers=1, classes=3)
+    codes, _, labels = some_codes(prior, batch=2)
+    cache = Cache(prior, 2, None, labels)
+    first, second = (told(cache, x) for x in (codes, (codes + 1) % 5))
+    assert torch.equal(second, told(Cache(prior, 2, None, labels), (codes + 1) % 5))
+    assert not torch.allclose(first, second)
 
 
 def test_logits_do_not_depend_on_codes_not_yet_written() -> None:

@@ -206,3 +206,21 @@ def test_controls_hold_while_sampling() -> None:
     with torch.inference_mode():
         assert torch.equal(codes, prior(codes).argmax(1))
     assert sum(done) == 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+def test_captured_graph_draws_what_single_kernels_draw(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, with guidance where there are labels and with some codes kept."""
+    prior = tiny_prior((4, 6), **options).cuda()
+    own, coarser, labels = some_codes(prior, batch=4)
+    coarser = coarser and {name: codes.cuda() for name, codes in coarser.items()}
+    labels = None if labels is None else labels.cuda()
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1, 2:4] = True
+    controls = Controls(guidance=1.0 if labels is None else 2.0)
+    arguments = (prior, uniforms_of(prior, range(4)).cuda(), coarser, labels, controls, Kept(own, mask))
+    captured = sample_codes(*arguments)
+    monkeypatch.setattr("vqvae2.prior.sampling.capture", lambda call: call)
+    assert torch.equal(captured, sample_codes(*arguments))
+    assert len(captured.unique()) == 5

@@ -132,8 +132,8 @@ def _sampling_rows(
     def cached() -> None:
         for row in drawn_rows:
             cache.begin_row(row)
-            for column in range(width):
-                cache.write(draw(cache.logits(column), uniforms))
+            for _ in range(width):
+                cache.write(draw(cache.logits(), uniforms))
 
     @torch.inference_mode()
     def whole() -> None:

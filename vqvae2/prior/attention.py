@@ -14,6 +14,9 @@ class CausalAttention(nn.Module):
     A key that holds a code may only be seen by later positions, so keys and values
     stand one place later than what they are made of, in raster order, and a learned
     vector stands in the first place: position p then attends to places 0..p.
+
+    Dropout hides a value of a head from all queries alike, not from each by itself: the sum is as that of dropped
+    attention weights, but no matrix of positions by positions is drawn, and the fused kernels serve.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float):
@@ -35,8 +38,8 @@ class CausalAttention(nn.Module):
         known = torch.cat([self.before_first.to(known.dtype).expand(batch, 1, -1), known], dim=1)
         query = rearrange(self.query(normed), "b n (heads d) -> b heads n d", heads=self.heads)
         key, value = rearrange(self.key_value(known), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
-        dropout = self.dropout.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        value = value * self.dropout(torch.ones_like(value[..., :1]))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         attended = rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=height, w=width)
         return horizontal + self.dropout(self.out(attended))
 
@@ -44,23 +47,35 @@ class CausalAttention(nn.Module):
         """Buffers for drawing `batch` grids of `positions` codes."""
         weight = self.query.weight
         channels = weight.shape[0]
-        keys_values = weight.new_zeros(2, batch, self.heads, positions, channels // self.heads)
-        return AttentionState(keys_values, self.before_first.detach().expand(batch, -1).clone())
+        # at least float32: with a single query bf16 attention takes five times as long on a CPU
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        keys_values = weight.new_zeros(2, batch, self.heads, positions, channels // self.heads, dtype=dtype)
+        return AttentionState(keys_values, known=weight.new_empty(batch, 2 * channels))
 
-    def step(self, state: "AttentionState", position: int, horizontal: Tensor) -> Tensor:
+    def begin(self, state: "AttentionState") -> None:
+        """Before the first position."""
+        state.known.copy_(self.before_first)
+
+    def step(self, state: "AttentionState", position: Tensor, seen: Tensor, horizontal: Tensor) -> Tensor:
         """One position, in raster order: (B, channels) -> (B, channels).
 
         `write` must have been called for the position before.
+
+        Args:
+            state: this layer's buffers.
+            position: in raster order, int64 (1,).
+            seen: which of the first places are attended to, bool (1, places).
+            horizontal: the stack at this position.
         """
+        batch, channels = horizontal.shape
         normed = self.norm(horizontal)
-        state.keys_values[:, :, :, position] = rearrange(
-            self.key_value(state.known), "b (two heads d) -> two b heads d", two=2, heads=self.heads
-        )
-        query = rearrange(self.query(normed), "b (heads d) -> b heads 1 d", heads=self.heads)
-        key, value = state.keys_values[:, :, :, : position + 1]
-        attended = F.scaled_dot_product_attention(query, key, value)
-        state.known[:, normed.shape[1] :] = normed
-        return horizontal + self.out(attended.flatten(1))
+        known = self.key_value(state.known).view(batch, 2, self.heads, 1, -1).transpose(0, 1)
+        state.keys_values.index_copy_(3, position, known.to(state.keys_values.dtype))
+        key, value = state.keys_values[:, :, :, : seen.shape[1]]
+        query = self.query(normed).view(batch, self.heads, 1, -1).to(key.dtype)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        state.known[:, channels:] = normed
+        return horizontal + self.out(attended.view(batch, channels).to(normed.dtype))
 
     def write(self, state: "AttentionState", code: Tensor) -> None:
         """Note the embedded code (B, channels) that was drawn at the position of the last `step`."""

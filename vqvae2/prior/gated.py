@@ -2,6 +2,8 @@
 
 A vertical stack sees the rows above, a horizontal stack sees its own row to the left
 and, through the vertical one, the rows above. Together they leave no blind spot.
+The gate is a * sigmoid(b), as in PixelSNAIL (Chen et al. 2017): with tanh(a) in place of a the priors
+learn no faster, and one fused operation becomes four.
 Tensors are (B, H, W, channels) throughout. `forward` works on whole grids, for
 training; `row` and `step` do the same sums a row or a code at a time, for sampling.
 """
@@ -12,12 +14,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-
-def gate(x: Tensor) -> Tensor:
-    """tanh(a) * sigmoid(b) of the two halves of the last dimension."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.tanh(a) * torch.sigmoid(b)
 
 
 def convolve(x: Tensor, convolution: nn.Conv2d, above: int, left: int, right: int) -> Tensor:
@@ -52,11 +48,11 @@ class GatedLayer(nn.Module):
         self.vertical_norm = nn.Identity() if first else nn.LayerNorm(channels)
         self.vertical_in = nn.Conv2d(channels, 2 * residual_channels, (self.extent, kernel_size))
         # nobody reads what the last layer would add to the vertical stack
-        self.vertical_out = None if last else nn.Linear(residual_channels, channels)
+        self.vertical_out = None if last else nn.Linear(residual_channels, channels, bias=False)
         self.downwards = nn.Linear(residual_channels, 2 * residual_channels)
         self.horizontal_norm = nn.Identity() if first else nn.LayerNorm(channels)
         self.horizontal_in = nn.Conv2d(channels, 2 * residual_channels, (1, self.extent))
-        self.horizontal_out = nn.Linear(residual_channels, channels)
+        self.horizontal_out = nn.Linear(residual_channels, channels, bias=False)
         self.condition = nn.Linear(channels, 4 * residual_channels, bias=False) if conditioned else None
         self.dropout = nn.Dropout(dropout)
 
@@ -74,7 +70,7 @@ class GatedLayer(nn.Module):
         for_vertical, for_horizontal = self.split_condition(condition)
         source = codes if self.first else self.vertical_norm(vertical)
         x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.reach)
-        gated = gate(x + for_vertical)
+        gated = F.glu(x + for_vertical)
         if self.vertical_out is not None:
             vertical = vertical + self.dropout(self.vertical_out(gated))
 
@@ -84,7 +80,7 @@ class GatedLayer(nn.Module):
         x = convolve(source, self.horizontal_in, above=0, left=self.reach, right=0)
         # one position is left over where the kernel ends before the code itself
         x = x[:, :, :-1] if self.first else x
-        horizontal = horizontal + self.dropout(self.horizontal_out(gate(x + from_above + for_horizontal)))
+        horizontal = horizontal + self.dropout(self.horizontal_out(F.glu(x + from_above + for_horizontal)))
         return vertical, horizontal
 
     def split_condition(self, condition: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
@@ -95,13 +91,12 @@ class GatedLayer(nn.Module):
 
     def start(self, batch: int, width: int) -> "GatedState":
         """Buffers for drawing `batch` grids of `width` columns: everything outside the grid is zero."""
-        weight = self.horizontal_in.weight
-        channels = weight.shape[1]
-        padded = width + 2 * self.reach
+        kernel = rearrange(self.horizontal_in.weight, "out c 1 w -> (w c) out")
+        left = self.reach * self.horizontal_in.in_channels
         return GatedState(
-            rows=weight.new_zeros(batch, self.extent, padded, channels),
-            row=weight.new_zeros(batch, self.reach + width, channels),
-            kernel=rearrange(weight, "out c 1 w -> (w c) out").contiguous(),
+            rows=kernel.new_zeros(batch, self.extent, width + 2 * self.reach, self.horizontal_in.in_channels),
+            kernel_left=kernel[:left].contiguous(),
+            kernel_here=kernel[left:].contiguous(),
         )
 
     def row(
@@ -111,30 +106,27 @@ class GatedLayer(nn.Module):
         source = codes if self.first else self.vertical_norm(vertical)
         state.rows.copy_(state.rows.roll(-1, dims=1))
         state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
-        gated = gate(convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical)
+        gated = F.glu(convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical)
         if self.vertical_out is not None:
             vertical = vertical + self.vertical_out(gated)
         return vertical, self.downwards(gated)
 
-    def step(self, state: "GatedState", column: int, horizontal: Tensor, added: Tensor) -> Tensor:
-        """Take the horizontal stack through one position of the current row: (B, channels) -> (B, channels).
+    def step(self, state: "GatedState", horizontal: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the horizontal stack through one position of the current row: (B, channels) -> the same.
 
         Args:
-            state: this layer's buffers; the first layer finds the codes to the left there (see `write`).
-            column: of the position.
+            state: this layer's buffers.
             horizontal: the stack at this position.
-            added: what comes from above and from the condition, with the convolution's bias:
+            added: what comes from above, from the condition and from the left, with the convolution's bias:
                 (B, 2 * residual_channels).
-        """
-        if not self.first:
-            self.write(state, column, self.horizontal_norm(horizontal))
-        window = state.row[:, column : column + self.extent].flatten(1)
-        gated = gate(torch.addmm(added, window, state.kernel))
-        return horizontal + self.horizontal_out(gated)
 
-    def write(self, state: "GatedState", column: int, source: Tensor) -> None:
-        """Put what the horizontal kernel reads at `column` into the buffer of the current row."""
-        state.row[:, column + self.reach] = source
+        Returns:
+            The stack after this layer, and what the kernels of later positions read here, (B, channels): of the
+            first layer they read the code instead.
+        """
+        source = self.horizontal_norm(horizontal)
+        x = added if self.first else torch.addmm(added, source, state.kernel_here)
+        return torch.addmm(horizontal, F.glu(x), self.horizontal_out.weight.t()), source
 
 
 @dataclass
@@ -143,10 +135,12 @@ class GatedState:
 
     Attributes:
         rows: what the vertical kernel reads, its last rows, (B, rows, W + padding, channels).
-        row: what the horizontal kernel reads of the current row, (B, padding + W, channels).
-        kernel: the horizontal kernel as one matrix.
+        kernel_left: the part of the horizontal kernel that lies left of the code itself, (reach * channels, 2 *
+            residual_channels).
+        kernel_here: the part that reads the position of the code itself, (channels, 2 * residual_channels); the
+            first layer's is empty.
     """
 
     rows: Tensor
-    row: Tensor
-    kernel: Tensor
+    kernel_left: Tensor
+    kernel_here: Tensor

@@ -123,31 +123,45 @@ class OutputLayer(nn.Module):
 class Cache:
     """A prior in the middle of drawing a batch of grids: each position's column of activations is computed once.
 
-    Use: for each row `begin_row`, for each column `logits` and then `write` of
-    the code that was chosen there.
+    Use: for each row `begin_row`, then for each of its codes `logits` and `write` of the
+    code that was chosen. These two read and write buffers that stay where they are and
+    keep their place in tensors, so that a CUDA graph can hold them. Row 0 begins anew.
     """
 
     def __init__(self, prior: Prior, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None):
         self.prior = prior
         height, width = prior.shape.height, prior.shape.width
         condition = prior.condition(batch, coarser, labels)
+        self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
+        self.positions = prior.positions()
+        device = self.positions.device
         self.gated: list[GatedState] = [layer.start(batch, width) for layer in prior.layers]
         self.attention: dict[str, AttentionState] = {
             i: layer.start(batch, height * width) for i, layer in prior.attention.items()
         }
-        self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
-        self.positions = prior.positions()
-        residual = prior.config.residual_channels
-        self.added = [self.positions.new_zeros(batch, width, 2 * residual) for _ in prior.layers]
-        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # of the current row, read at the next
-        self.codes = torch.zeros(batch, width, dtype=torch.long, device=self.positions.device)
-        self.row = self.column = 0
+        # Of the current row: what the horizontal stack starts from, what each layer gets from above and from the
+        # condition, what each layer's kernel reads to the left of the current position, and the codes.
+        self.start = torch.empty_like(self.positions[0])
+        self.kernels_left = torch.stack([state.kernel_left for state in self.gated])
+        layers, left, added = self.kernels_left.shape
+        self.added = self.positions.new_empty(layers, batch, width, added)
+        self.left = self.positions.new_empty(layers, batch, left)
+        self.sources: list[Tensor] = []  # what the kernels will read at the current position
+        self.codes = torch.zeros(batch, width, dtype=torch.long, device=device)
+        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # read at the next row
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.places = torch.arange(height * width, device=device)[None]
 
     def begin_row(self, row: int) -> None:
         """Take the vertical stack through the row before, which is known by now."""
         prior = self.prior
-        self.row = row
-        if row > 0:
+        if row == 0:
+            for layer in self.gated:
+                layer.rows.zero_()
+            for i, state in self.attention.items():
+                prior.attention[i].begin(state)
+        else:
             embedded = prior.embedding(self.codes)
             vertical = self.positions[row - 1].expand_as(embedded)
         for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
@@ -156,25 +170,40 @@ class Cache:
                 vertical, above = layer.row(state, vertical, embedded, self.for_vertical[i])
             condition = None if self.condition is None else self.condition[:, row]
             self.for_vertical[i], for_horizontal = layer.split_condition(condition)
-            self.added[i].copy_((above + for_horizontal + layer.horizontal_in.bias).expand_as(self.added[i]))
+            self.added[i].copy_(above + for_horizontal + layer.horizontal_in.bias)
+        self.left.zero_()
+        width = prior.shape.width
+        self.start.copy_(self.positions[row])
+        self.column.zero_()
+        self.position.fill_(row * width)
+        if not self.codes.is_cuda:  # a graph attends to all places, some of them hidden
+            self.places = torch.arange((row + 1) * width)[None]
 
-    def logits(self, column: int) -> Tensor:
-        """Logits (B, K) of the code at `column` of the current row."""
+    def logits(self) -> Tensor:
+        """Logits (B, K) of the next code of the current row."""
         prior = self.prior
-        self.column = column
-        horizontal = self.positions[self.row, column].expand(len(self.codes), -1)
-        position = self.row * prior.shape.width + column
-        for i, (layer, state, added) in enumerate(zip(prior.layers, self.gated, self.added, strict=True)):
-            horizontal = layer.step(state, column, horizontal, added[:, column])
-            if str(i) in self.attention:
-                horizontal = prior.attention[str(i)].step(self.attention[str(i)], position, horizontal)
+        horizontal = self.start.index_select(0, self.column).expand(len(self.codes), -1)
+        # what the left adds is known before the first layer: one product for all of them
+        from_above = self.added.index_select(2, self.column).squeeze(2)
+        added = torch.baddbmm(from_above, self.left, self.kernels_left).unbind()
+        seen = self.places <= self.position if self.attention else None
+        self.sources.clear()
+        for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
+            horizontal, source = layer.step(state, horizontal, added[i])
+            self.sources.append(source)
+            attention = self.attention.get(str(i))
+            if attention is not None:
+                horizontal = prior.attention[str(i)].step(attention, self.position, seen, horizontal)
         return prior.logits(horizontal)
 
     def write(self, codes: Tensor) -> None:
-        """Note the codes (B,) chosen at the position of the last `logits`."""
+        """Note the codes (B,) chosen after the last `logits`, and go on to the next position."""
         prior = self.prior
-        self.codes[:, self.column] = codes
+        self.codes.index_copy_(1, self.column, codes[:, None])
         embedded = prior.embedding(codes)
-        prior.layers[0].write(self.gated[0], self.column, embedded)
+        sources = torch.stack([embedded, *self.sources[1:]])
+        self.left.copy_(torch.cat([self.left[:, :, sources.shape[2] :], sources], dim=2))
         for i, state in self.attention.items():
             prior.attention[i].write(state, embedded)
+        self.column += 1
+        self.position += 1

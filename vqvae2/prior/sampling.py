@@ -76,35 +76,57 @@ def sample_codes(
         kept: codes that are not drawn; those after them are drawn given them. None: all are drawn.
         progress: called with the number of codes drawn since the last call.
     """
-    batch = len(uniforms)
+    batch, device = len(uniforms), uniforms.device
     height, width = prior.shape.height, prior.shape.width
-    if kept is None:
-        kept = Kept(
-            uniforms.new_zeros(1, height, width, dtype=torch.long), torch.zeros(height, width, dtype=torch.bool)
-        )
-    given = kept.codes.to(uniforms.device).expand(batch, height, width)
-    is_kept = kept.mask.tolist()
-    if kept.mask.all():
+    codes = torch.zeros(batch, height * width, dtype=torch.long, device=device)
+    is_kept = torch.zeros(height * width, dtype=torch.bool, device=device)
+    if kept is not None:
+        codes.copy_(kept.codes.flatten(1))
+        is_kept.copy_(kept.mask.flatten())
+    if is_kept.all():
         progress(height * width)
-        return given
+        return codes.view(batch, height, width)
     caches = [Cache(prior, batch, coarser, labels)]
     if controls.guidance != 1:
         caches.append(Cache(prior, batch, coarser, None))
-    codes = torch.zeros(batch, height, width, dtype=torch.long, device=uniforms.device)
-    for row in range(height):
+    position = caches[0].position
+
+    def draw_next() -> None:
+        logits = [cache.logits().double() for cache in caches]
+        mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
+        drawn = draw(restrict(mixed, controls), uniforms.index_select(1, position)[:, 0])
+        given = codes.index_select(1, position)[:, 0]
+        chosen = torch.where(is_kept.index_select(0, position), given, drawn)
+        codes.index_copy_(1, position, chosen[:, None])
+        for cache in caches:
+            cache.write(chosen)
+
+    def begin_row(row: int) -> None:
         for cache in caches:
             cache.begin_row(row)
-        for column in range(width):
-            logits = [
-                cache.logits(column).float() if uniforms.is_cuda else cache.logits(column).double() for cache in caches
-            ]
-            mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
-            if is_kept[row][column]:
-                chosen = given[:, row, column]
-            else:
-                chosen = draw(restrict(mixed, controls), uniforms[:, row * width + column])
-            for cache in caches:
-                cache.write(chosen)
-            codes[:, row, column] = chosen
+
+    if uniforms.is_cuda:
+        begin_row(0)  # read by the call that precedes the capture
+        draw_next = capture(draw_next)
+    for row in range(height):
+        begin_row(row)
+        for _ in range(width):
+            draw_next()
         progress(width)
-    return codes
+    return codes.view(batch, height, width)
+
+
+def capture(call: Callable[[], None]) -> Callable[[], None]:
+    """`call` as a CUDA graph: what it launches, some hundred kernels, becomes one launch.
+
+    It is called once beforehand, for what its kernels set up on first use.
+    """
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
