@@ -156,6 +156,8 @@ class PriorConfig:
         output_layers: residual 1x1 layers between the stacks and the logits.
         conditioning_layers: residual blocks over the coarser levels' codes; 0 for the coarsest level.
         label_dropout: share of training images whose label is hidden; above 0 it allows guidance and label none.
+        activation_checkpointing: compute each layer again in the backward pass instead of keeping its activations:
+            less memory, about a third more time.
         train: how this prior is trained.
     """
 
@@ -169,6 +171,7 @@ class PriorConfig:
     output_layers: int = 0
     conditioning_layers: int = 0
     label_dropout: float = 0.1
+    activation_checkpointing: bool = False
     train: TrainConfig = field(default_factory=lambda: TrainConfig(weight_average_decay=0.9999))
 
 

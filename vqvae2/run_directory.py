@@ -18,7 +18,17 @@ from vqvae2.errors import UserError
 
 FORMAT_VERSION = 2
 MAY_CHANGE = frozenset(
-    {"total_steps", "save_every", "validate_every", "log_every", "workers", "trackers", "run_dir", "root"}
+    {
+        "total_steps",
+        "save_every",
+        "validate_every",
+        "log_every",
+        "workers",
+        "trackers",
+        "run_dir",
+        "root",
+        "activation_checkpointing",
+    }
 )
 
 

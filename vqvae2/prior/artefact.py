@@ -42,7 +42,7 @@ def build_prior(config: PriorConfig, shapes: list[LevelShape], level: str, num_c
 def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, Any]:
     """What model.json says of a prior over the codes of `autoencoder`."""
     model = as_dict(prior.config)
-    del model["train"]
+    del model["train"], model["activation_checkpointing"]
     return {
         "kind": "prior",
         "model": model,

@@ -1,10 +1,13 @@
 """The prior of one level: p(codes | coarser levels' codes, label), one code after another in raster order."""
 
+from functools import partial
+from operator import call
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vqvae2.config import LevelShape, PriorConfig
 from vqvae2.prior.attention import AttentionState, CausalAttention
@@ -83,10 +86,11 @@ class Prior(nn.Module):
         embedded = self.embedding(codes)
         condition = self.condition(len(codes), coarser, labels)
         vertical = horizontal = self.positions().expand_as(embedded)
+        through = partial(checkpoint, use_reentrant=False) if self.config.activation_checkpointing else call
         for i, layer in enumerate(self.layers):
-            vertical, horizontal = layer(vertical, horizontal, embedded, condition)
+            vertical, horizontal = through(layer, vertical, horizontal, embedded, condition)
             if str(i) in self.attention:
-                horizontal = self.attention[str(i)](horizontal, embedded)
+                horizontal = through(self.attention[str(i)], horizontal, embedded)
         return rearrange(self.logits(horizontal), "b h w k -> b k h w")
 
     def positions(self) -> Tensor:

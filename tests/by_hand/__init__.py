@@ -1,0 +1,1 @@
+"""Long comparisons and soaks, run by hand."""
