@@ -37,7 +37,7 @@ def test_priors_are_measured(tmp_path: Path) -> None:
     ]
     for ours, limit in zip(steps[::2], steps[1::2], strict=True):
         assert ours["share_of_limit"] == pytest.approx(ours["gflop_per_second"] / limit["gflop_per_second"])
-    samples = [x for x in rows if x["what"] == "sample"]
+    samples = [x for x in rows if x["what"] == "sample" and "size" in x]
     assert {(x["way"], x["batch_size"]) for x in samples} == {
         (f"{way}, {level}", n) for way in ("cached", "whole passes") for level in ("top", "bottom") for n in (1, 2, 16)
     }
@@ -45,6 +45,15 @@ def test_priors_are_measured(tmp_path: Path) -> None:
     for x in samples:
         height, width = map(int, x["size"].split("x"))
         assert x["images_per_hour"] * x["seconds_per_code"] * height * width == pytest.approx(3600 * x["batch_size"])
+    for x in (x for x in rows if "seconds_per_batch" in x):
+        levels = [
+            3600 * x["batch_size"] / y["images_per_hour"]
+            for y in samples[:-4]
+            if y["batch_size"] == x["batch_size"] and y["way"].split(",")[0] == x["way"].split(",")[0]
+        ]
+        assert len(levels) == 2 and x["seconds_per_batch"] == pytest.approx(sum(levels))
+        assert x["images_per_hour"] == pytest.approx(3600 * x["batch_size"] / x["seconds_per_batch"])
+    assert sum("seconds_per_batch" in x for x in rows) == 6
 
 
 def test_unknown_measurement_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vqvae2.config import Config, LevelShape, level_shapes
 from vqvae2.launch import start_accelerator
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.prior import Cache, Prior
-from vqvae2.prior.sampling import draw
+from vqvae2.prior.sampling import capture, draw
 from vqvae2.training.objectives import PriorObjective
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
@@ -57,19 +57,37 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
 
 
 def measure_sample(config: Config, repetitions: int) -> list[Row]:
-    """Seconds a code of each level at several batch sizes, cached and by whole passes; then of growing grids."""
+    """Seconds a code of each level, and for all levels, at several batch sizes, cached and by whole passes; then of
+    growing grids.
+    """
     accelerator = start_accelerator("stage2", "auto")
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     rows: list[Row] = []
-    for name in config.priors:
-        prior = new_prior(config, name).to(accelerator.device, dtype).eval()
-        for batch in SAMPLING_BATCHES:
-            rows += _sampling_rows(prior, batch, accelerator, repetitions, whole_passes=True)
+    priors = [new_prior(config, name).to(accelerator.device, dtype).eval() for name in config.priors]
+    for batch in SAMPLING_BATCHES:
+        of_levels = [
+            row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, whole_passes=True)
+        ]
+        rows += of_levels + _together(of_levels)
     finest = config.autoencoder.levels[-1].name
     for side in SCALING_GRIDS:
         prior = new_prior(config, finest, side).to(accelerator.device, dtype).eval()
         rows += _sampling_rows(prior, 2, accelerator, repetitions, whole_passes=False)
     return rows
+
+
+def _together(of_levels: list[Row]) -> list[Row]:
+    """What the rows of the single levels come to for whole images, one row for each way."""
+    seconds: dict[str, float] = {}
+    for row in of_levels:
+        way = row["way"].split(",")[0]
+        seconds[way] = seconds.get(way, 0.0) + 3600 * row["batch_size"] / row["images_per_hour"]
+    batch = of_levels[0]["batch_size"]
+    shared = {key: of_levels[0][key] for key in ("what", "batch_size", "precision", "device")}
+    return [
+        {**shared, "way": f"{way}, all levels", "seconds_per_batch": x, "images_per_hour": 3600 * batch / x}
+        for way, x in seconds.items()
+    ]
 
 
 def new_prior(config: Config, level: str, side: int | None = None) -> Prior:
@@ -127,13 +145,20 @@ def _sampling_rows(
     uniforms = torch.rand(batch, dtype=torch.float64, device=device)
     with torch.inference_mode():
         cache = Cache(prior, batch, coarser, labels)
+        cache.begin_row(0)
+
+        def draw_next() -> None:
+            cache.write(draw(cache.logits(), uniforms))
+
+        if device.type == "cuda":
+            draw_next = capture(draw_next)
 
     @torch.inference_mode()
     def cached() -> None:
         for row in drawn_rows:
             cache.begin_row(row)
             for _ in range(width):
-                cache.write(draw(cache.logits(), uniforms))
+                draw_next()
 
     @torch.inference_mode()
     def whole() -> None:
