@@ -34,7 +34,11 @@ def call(pipeline: str, *arguments: str) -> None:
     print(f"\n$ python pipelines/{pipeline}.py {shlex.join(arguments)}", flush=True)
     # threads that wait without spinning leave the cores to the processes that draw the pictures
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    code = subprocess.run(command, env=environment).returncode
+    process = subprocess.Popen(command, env=environment)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it was interrupted too, and saves first
+        code = process.wait()
     if code != 0:
         raise UserError(f"{pipeline} stopped with exit code {code}, see above")
 

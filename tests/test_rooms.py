@@ -15,7 +15,19 @@ FLOORS = [  # from the top; rooms on one floor may import one another
     {"prior"},
     {"autoencoder"},
     {"images"},
-    {"launch", "command_line", "run_directory", "precision", "config", "averaging", "seeding", "errors"},
+    {
+        "launch",
+        "command_line",
+        "run_directory",
+        "locking",
+        "environment",
+        "precision",
+        "config",
+        "averaging",
+        "seeding",
+        "stopping",
+        "errors",
+    },
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "vqvae2").rglob("*.py"))

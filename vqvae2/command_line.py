@@ -11,13 +11,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from vqvae2.config import Config, check
-from vqvae2.errors import UserError
+from vqvae2.errors import StoppedError, UserError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 FOOT = (
     "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
 )
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
 T = TypeVar("T")
 
@@ -132,14 +133,21 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a program: a UserError becomes a message and exit code 1, an interruption a message and exit code 130."""
+    """Run a program and end with its exit code.
+
+    0: done; 1: a UserError; 2: bad arguments; 75: asked to stop, and saved; 130: interrupted, and not saved.
+    """
+    rank = os.environ.get("RANK", "0")
     try:
         main()
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
         print(f"error: {error}" if rank == "0" else f"error on process {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except StoppedError as stopped:
+        if rank == "0":
+            print(f"{stopped}: run the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr, flush=True)
+        print("interrupted: run the same command again to go on from what was saved", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     sys.exit(0)

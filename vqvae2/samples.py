@@ -11,11 +11,12 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from vqvae2.errors import UserError
+from vqvae2.errors import StoppedError, UserError
 from vqvae2.generator import Generator, at_least
 from vqvae2.images.grids import save_grid, save_image
 from vqvae2.prior.kept import Kept
 from vqvae2.run_directory import make_dir, writing
+from vqvae2.stopping import StopRequests
 
 GRID_IMAGES = 64  # a grid shows no more
 
@@ -87,6 +88,9 @@ def write_samples(
 
     Returns:
         The grid's path.
+
+    Raises:
+        StoppedError: a signal asked for it, or the launcher is gone; finished batches are kept.
     """
     at_least("num_images", num_images, 1)
     at_least("batch_size", batch_size, 1)
@@ -103,7 +107,8 @@ def write_samples(
         if not all(paths[i].exists() for i in batch)
     ]
     codes = sum(prior.shape.height * prior.shape.width for prior in generator.priors.values())
-    with tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process) as bar:
+    bar = tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process)
+    with bar, StopRequests() as requests:
         for batch in mine:
             images = generator.sample(
                 len(batch),
@@ -120,6 +125,8 @@ def write_samples(
                     beside = paths[i].with_suffix(".partial.png")
                     save_image(image, beside)
                     os.replace(beside, paths[i])
+            if reason := requests.reason():
+                raise StoppedError(f"{directory}: stopped by {reason}; finished batches are kept")
     state.wait_for_everyone()
 
     grid = directory / f"grid_{stem}.png"

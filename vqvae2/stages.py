@@ -1,5 +1,7 @@
 """Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
 
+from contextlib import nullcontext
+
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
@@ -16,10 +18,11 @@ from vqvae2.images.loading import load_batches
 from vqvae2.images.order import StepOrder
 from vqvae2.images.sources import Splits, open_images
 from vqvae2.launch import start_accelerator, start_training_accelerator
+from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
 from vqvae2.run_directory import codes_path, recorded_configuration, stage_dir
-from vqvae2.training.begin import begin_training, record
+from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
 from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
 
@@ -35,7 +38,6 @@ def train_autoencoder(config: Config) -> None:
         return
 
     splits = open_images(images, config.seed)
-    record(directory, sections, accelerator)
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
     accelerator.print(
         f"{len(splits.train)} images to train on, {len(splits.validation)} held out; "
@@ -57,7 +59,8 @@ def train_autoencoder(config: Config) -> None:
 
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
-    train(objective, batches, validate, stage1, directory, config.seed, accelerator, description)
+    with recorded(directory, sections, accelerator):
+        train(objective, batches, validate, stage1, directory, config.seed, accelerator, description)
     accelerator.end_training()
     accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
 
@@ -70,13 +73,16 @@ def write_codes(config: Config) -> None:
     splits = open_images(config.images, config.seed)
     _check_images(config, trained, splits)
     autoencoder = trained.module.to(accelerator.device)
-    for name, images in splits._asdict().items():
-        path = codes_path(config.run_dir, name)
-        header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
-        written = extract_codes(
-            autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator
-        )
-        accelerator.print(f"{path}: {len(images)} images, {f'{written} of them new' if written else 'finished before'}")
+    directory = codes_path(config.run_dir, "train").parent
+    with locked(directory) if accelerator.is_main_process else nullcontext():
+        for name, images in splits._asdict().items():
+            path = codes_path(config.run_dir, name)
+            header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
+            written = extract_codes(
+                autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator
+            )
+            new = f"{written} of them new" if written else "finished before"
+            accelerator.print(f"{path}: {len(images)} images, {new}")
 
 
 def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -> None:
@@ -121,7 +127,6 @@ def train_prior(config: Config, level: str) -> None:
     if not begin_training(directory, sections, settings, accelerator):
         return
 
-    record(directory, sections, accelerator)
     prior = build_prior(prior_config, trained.shapes, level, len(trained.classes), config.seed).to(accelerator.device)
     accelerator.print(
         f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; "
@@ -136,7 +141,9 @@ def train_prior(config: Config, level: str) -> None:
         return {"nats_per_code": nats_per_code(prior, validation_codes, local_batch, accelerator)}
 
     objective = PriorObjective(prior, settings.batch_size, config.seed)
-    train(objective, batches, validate, settings, directory, config.seed, accelerator, describe_prior(prior, trained))
+    description = describe_prior(prior, trained)
+    with recorded(directory, sections, accelerator):
+        train(objective, batches, validate, settings, directory, config.seed, accelerator, description)
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
 

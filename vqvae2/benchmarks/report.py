@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqvae2.benchmarks.timing import device_name
+from vqvae2.environment import device_name
 from vqvae2.errors import UserError
 from vqvae2.run_directory import write_atomically
 

@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.codes.store import Codes, CodeStore, CodeWriter, Header
-from vqvae2.errors import UserError
+from vqvae2.errors import StoppedError, UserError
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
+from vqvae2.stopping import StopRequests
 
 
 @torch.inference_mode()
@@ -30,6 +31,9 @@ def extract_codes(
 
     Returns:
         How many it wrote.
+
+    Raises:
+        StoppedError: a signal asked for it, or the launcher is gone; what was encoded is written.
     """
     writer = CodeWriter(path, header) if accelerator.is_main_process else None
     done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
@@ -54,20 +58,22 @@ def extract_codes(
         unit="image",
         disable=not accelerator.is_main_process,
     )
-    for indices, batch in zip(batches, load_batches(images, mine, workers), strict=True):
-        with accelerator.autocast():
-            codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
-        gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
-        if writer:
-            fresh = list(dict.fromkeys(indices))
-            writer.write(
-                [
-                    Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
-                    for place, i in enumerate(fresh)
-                ]
-            )
-            bar.update(len(fresh))
-    bar.close()
+    with bar, StopRequests() as requests:
+        for indices, batch in zip(batches, load_batches(images, mine, workers), strict=True):
+            with accelerator.autocast():
+                codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
+            gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
+            if writer:
+                fresh = list(dict.fromkeys(indices))
+                writer.write(
+                    [
+                        Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
+                        for place, i in enumerate(fresh)
+                    ]
+                )
+                bar.update(len(fresh))
+            if reason := requests.reason():
+                raise StoppedError(f"{path}: stopped by {reason}; what was encoded is kept")
     if writer:
         writer.close()
     accelerator.wait_for_everyone()

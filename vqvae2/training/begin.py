@@ -1,12 +1,17 @@
 """What comes before a stage's first step: whether anything is left to do, and its configuration's record."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from vqvae2.config import TrainConfig
-from vqvae2.run_directory import compare_configuration, record_configuration
+from vqvae2.environment import describe_environment
+from vqvae2.locking import locked
+from vqvae2.run_directory import compare_configuration, record_configuration, write_atomically
 from vqvae2.training.loop import finished_step
 
 
@@ -33,8 +38,21 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
     return True
 
 
-def record(directory: Path, sections: dict[str, Any], accelerator: Accelerator) -> None:
-    """Make the stage's directory with its config.yaml; every process returns when they are there."""
-    if accelerator.is_main_process:
-        record_configuration(directory, sections)
-    accelerator.wait_for_everyone()
+@contextmanager
+def recorded(directory: Path, sections: dict[str, Any], accelerator: Accelerator) -> Iterator[None]:
+    """Hold the stage's directory while it trains, with its config.yaml and environment.json written first.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with locked(directory) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            record_configuration(directory, sections)
+            environment = {
+                **describe_environment(),
+                "processes": accelerator.num_processes,
+                "mixed_precision": accelerator.mixed_precision,
+            }
+            write_atomically(directory / "environment.json", json.dumps(environment, indent=2).encode())
+        accelerator.wait_for_everyone()
+        yield

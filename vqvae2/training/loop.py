@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae2.config import TrainConfig
-from vqvae2.errors import UserError
+from vqvae2.errors import StoppedError, UserError
 from vqvae2.run_directory import export_model, read_description
 from vqvae2.seeding import derive_seed
+from vqvae2.stopping import StopRequests
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vqvae2.training.metrics_log import MetricsLog
@@ -27,6 +28,7 @@ from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, opt
 from vqvae2.training.schedule import learning_rate
 
 Figures = dict[str, float]
+AGREE_EVERY = 10  # steps after which several processes ask one another whether to stop
 
 
 def finished_step(directory: Path) -> int:
@@ -63,6 +65,7 @@ def train(
 
     Raises:
         UserError: a loss or gradient was not finite, or a checkpoint could not be written.
+        StoppedError: a signal asked for it, or the launcher is gone; the last step is saved.
     """
     # Model, optimiser and average, as new or as the newest checkpoint left them.
     module = objective.module
@@ -86,6 +89,8 @@ def train(
 
     def save(step: int) -> None:
         _stop_if_bad(first_bad_step, directory)
+        if sums:  # every process goes on from the mean, as it would from the checkpoint
+            sums.update(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "mean").unbind(), strict=True))
         groups = {
             "module": module.state_dict(),
             "optimiser": optimiser_state(optimiser.optimizer, module),
@@ -112,7 +117,7 @@ def train(
     )
     stream = batches(first_step)
     since = _Clock(first_step)
-    with bar:
+    with bar, StopRequests() as requests:
         for step in range(first_step, config.total_steps):
             if step == objective.start_step:
                 bar.set_postfix_str("starting from data")
@@ -177,6 +182,13 @@ def train(
                     save(done)
             bar.update()
 
+            # A request to stop, on whichever process it came.
+            reason = _agreed(requests, done, accelerator)
+            if reason and not last:
+                if done % config.save_every != 0:
+                    save(done)
+                raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
+
     # The weights that later stages use.
     with average.swapped_in() if average else nullcontext():
         if accelerator.is_main_process:
@@ -213,6 +225,17 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 def _everywhere(flag: Tensor, accelerator: Accelerator) -> Tensor:
     """Whether a bool scalar is true on every process."""
     return accelerator.reduce((~flag).float()) == 0 if accelerator.num_processes > 1 else flag
+
+
+def _agreed(requests: StopRequests, step: int, accelerator: Accelerator) -> str | None:
+    """Why all processes stop after this step; None: they do not."""
+    if accelerator.num_processes == 1:
+        return requests.reason()
+    if step % AGREE_EVERY != 0:
+        return None
+    reason = requests.reason()
+    wanted = accelerator.reduce(torch.tensor(float(reason is not None), device=accelerator.device))
+    return (reason or "another process") if wanted.item() > 0 else None
 
 
 def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:

@@ -27,10 +27,10 @@ class Objective(Protocol):
 
     module: nn.Module
     rate_factors: dict[nn.Parameter, float]
-    start_step: int
+    start_step: int | None
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
-        """Before the step `start_step`: set what starts from data.
+        """Before the step `start_step`, unless that is None: set what starts from data.
 
         `batches` are this process's parts of global batches.
         """
@@ -108,7 +108,7 @@ class PriorObjective:
         """`batch_size`: of the global batch."""
         self.module = prior
         self.rate_factors: dict[nn.Parameter, float] = {}
-        self.start_step = 0
+        self.start_step = None
         self.batch_size = batch_size
         self.seed = seed
 
