@@ -1,8 +1,12 @@
 """A tiny run of every stage, made once by the pipelines as a user calls them; the tests of its results share it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,24 +40,54 @@ priors:
 """
 
 
-def call(pipeline: str, *arguments: str, processes: int = 1, timeout: int = 240) -> subprocess.CompletedProcess:
-    """Run a pipeline as a user does; on several processes through Accelerate's launcher."""
+def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> tuple[list[str], dict[str, str]]:
+    """The command that a user gives, and its environment.
+
+    Args:
+        pipeline: name of a script.
+        arguments: its flags.
+        processes: how many Accelerate's launcher starts; None: plain Python.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable]
-    if processes > 1:
+    command = [sys.executable]
+    if processes is not None:
         environment["ACCELERATE_USE_CPU"] = "1"
-        port = str(20000 + os.getpid() % 20000)
-        launcher = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(processes),
-        ]
-        launcher += ["--main_process_port", port]
-    command = [*launcher, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments]
+        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    if processes is not None and processes > 1:
+        command += ["--multi_gpu", "--main_process_port", str(20000 + os.getpid() % 20000)]
+    return [*command, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments], environment
+
+
+def call(
+    pipeline: str, *arguments: str, processes: int | None = None, timeout: int = 240
+) -> subprocess.CompletedProcess:
+    """Run a pipeline as a user does, to its end."""
+    command, environment = command_of(pipeline, *arguments, processes=processes)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+
+@contextmanager
+def running(pipeline: str, *arguments: str, processes: int | None = None) -> Iterator[subprocess.Popen]:
+    """A pipeline that runs on, with all it has started, until it ends by itself or the block does."""
+    command, environment = command_of(pipeline, *arguments, processes=processes)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(holds: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Poll until `holds()` is true."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
 
 
 def succeed(pipeline: str, *arguments: str, **options: int) -> str:

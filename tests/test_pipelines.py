@@ -1,13 +1,7 @@
 """The pipelines as a user calls them: what they leave, resuming, several processes, and bad input."""
 
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, call, succeed, write_config
+from tests.conftest import call, succeed, write_config
 from vqvae2.codes import CodeStore
 
 
@@ -123,47 +117,38 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def codebooks_of_one_process_and_of_two(tmp_path_factory) -> dict[int, list[dict[str, torch.Tensor]]]:
-    """By total steps: the codebooks after as many updates on one process and on two, begun by k-means at once."""
-    found: dict[int, list[dict[str, torch.Tensor]]] = {1: [], 20: []}
-    for processes in (1, 2):
-        folder = tmp_path_factory.mktemp("codebooks")
-        config = write_config(folder, folder / "run")
-        flags = ["--config", str(config), "--autoencoder.continuous_steps", "0", "--stage1.schedule", "constant"]
-        for total_steps in found:
-            succeed("stage1", *flags, "--stage1.total_steps", str(total_steps), processes=processes)
-            weights = load_file(folder / "run" / "stage1" / "model.safetensors")
-            found[total_steps].append({name: x for name, x in weights.items() if name.endswith("codebook")})
+def stage1_of_one_process(tmp_path_factory) -> dict[int, tuple[list[float], dict[str, torch.Tensor]]]:
+    """By total steps: losses and codebooks, begun by k-means at once."""
+    return losses_and_codebooks(tmp_path_factory.mktemp("one"), None)
+
+
+def losses_and_codebooks(folder: Path, processes: int | None):
+    """Of stage 1 with 1 and with 20 updates."""
+    config = write_config(folder, folder / "run")
+    flags = ["--config", str(config), "--autoencoder.continuous_steps", "0", "--stage1.schedule", "constant"]
+    found = {}
+    for total_steps in (1, 20):
+        succeed("stage1", *flags, "--stage1.total_steps", str(total_steps), processes=processes)
+        stage = folder / "run" / "stage1"
+        weights = load_file(stage / "model.safetensors")
+        lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+        found[total_steps] = (
+            [x["loss"] for x in lines if x["split"] == "train"],
+            {name: x for name, x in weights.items() if name.endswith("codebook")},
+        )
     return found
 
 
-@pytest.mark.parametrize("total_steps", [1, 20])
-def test_two_processes_keep_the_codebooks_of_one(codebooks_of_one_process_and_of_two, total_steps):
-    """The k-means start with one update, and 20 updates: half the batch each gives the whole batch's codebooks."""
-    one, two = codebooks_of_one_process_and_of_two[total_steps]
-    assert len(one) == 2
-    for name, codebook in one.items():
-        torch.testing.assert_close(two[name], codebook, rtol=1e-5, atol=1e-5 * codebook.abs().max().item())
-
-
-def test_killed_stage_finishes_when_called_again(tmp_path):
-    """SIGKILL in the middle of stage 1, then the same command: it goes on from its checkpoint and finishes."""
-    config = write_config(tmp_path, tmp_path / "run")
-    longer = ["--config", str(config), "--stage1.total_steps", "100000", "--stage1.validate_every", "100000"]
-    command = [sys.executable, str(ROOT / "pipelines" / "stage1.py"), *longer]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    checkpoints = tmp_path / "run" / "stage1" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step_*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    reached = max(int(x.name.removeprefix("step_")) for x in checkpoints.glob("step_*"))
-    out = succeed("stage1", "--config", str(config), "--stage1.total_steps", str(reached + 4))
-    assert re.search(r"going on from step \d+", out)
-    assert json.loads((tmp_path / "run" / "stage1" / "model.json").read_text())["step"] == reached + 4
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_as_one(stage1_of_one_process, tmp_path, processes):
+    """After the k-means start with one update, and after 20: the same losses and the whole batch's codebooks."""
+    several = losses_and_codebooks(tmp_path, processes)
+    for total_steps, (losses, codebooks) in stage1_of_one_process.items():
+        assert len(codebooks) == 2 and len(losses) == max(1, total_steps // 2)
+        assert several[total_steps][0] == pytest.approx(losses, rel=1e-4)
+        for name, codebook in codebooks.items():
+            scale = codebook.abs().max().item()
+            torch.testing.assert_close(several[total_steps][1][name], codebook, rtol=1e-5, atol=1e-5 * scale)
 
 
 def refused(pipeline: str, *arguments: str) -> str:

@@ -1,0 +1,167 @@
+"""Stages that are told to stop, that lose their launcher, whose neighbour fails, or whose folder is taken."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, call, command_of, running, succeed, wait_until, write_config
+from vqvae2 import stopping
+from vqvae2.command_line import INTERRUPTED, STOPPED
+from vqvae2.stopping import StopRequests
+
+ENDLESS = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000", "--stage1.save_every", "100000"]
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> list[str]:
+    """Flags of a stage 1 that saves only when it is stopped."""
+    return ["--config", str(write_config(tmp_path, tmp_path / "run")), *ENDLESS]
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the stage 1 of an endless run has logged a step."""
+    log = folder / "run" / "stage1" / "metrics.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of its checkpoints."""
+    checkpoints = (folder / "run" / "stage1" / "checkpoints").glob("step_*")
+    return sorted(int(path.name.removeprefix("step_")) for path in checkpoints)
+
+
+def process_of(folder: Path) -> int:
+    """The process that trains, by the lock it holds."""
+    return json.loads((folder / "run" / "stage1" / "lock").read_text())["process"]
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process still runs, if not as a child that nobody has waited for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda x: x.name)
+def test_signal_finishes_the_step_and_saves(tmp_path: Path, endless: list[str], number: signal.Signals) -> None:
+    """It says so, ends with exit code 75, and the same command goes on from that step."""
+    with running("stage1", *endless) as process:
+        wait_until(lambda: has_begun(tmp_path), "the first step")
+        if number == signal.SIGTERM:
+            second = call("stage1", *endless)
+            assert second.returncode == 1 and "Traceback" not in second.stderr
+            assert f"in use by process {process.pid} on host {os.uname().nodename}" in second.stderr
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED == 75
+    (step,) = saved_steps(tmp_path)
+    assert f"stopped by {number.name} and saved at step {step}" in errors and "Traceback" not in errors
+    out = succeed("stage1", *endless[:2], "--stage1.total_steps", str(step + 1))
+    assert f"going on from step {step}" in out
+
+
+def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> None:
+    """They agree on a step that both have reached, and save once."""
+    with running("stage1", *endless, processes=2) as process:
+        wait_until(lambda: has_begun(tmp_path), "the first step")
+        first = process_of(tmp_path)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (other,) = {int(child) for child in children} - {first}
+        os.kill(other, signal.SIGUSR1)
+        _, errors = process.communicate(timeout=60)
+    (step,) = saved_steps(tmp_path)
+    assert step % 10 == 0 and f"saved at step {step}" in errors
+    assert not is_alive(first) and not is_alive(other)
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGKILL)])
+def test_lost_launcher_is_noticed(tmp_path: Path, endless: list[str], processes: int, number: signal.Signals) -> None:
+    """The launcher ends and forwards nothing: its orphans save and stop."""
+    with running("stage1", *endless, processes=processes) as launcher:
+        wait_until(lambda: has_begun(tmp_path), "the first step")
+        orphan = process_of(tmp_path)
+        assert orphan != launcher.pid
+        launcher.send_signal(number)
+        launcher.wait(timeout=60)
+        wait_until(lambda: not is_alive(orphan), "the orphan's end", seconds=60)
+    assert len(saved_steps(tmp_path)) == 1
+
+
+FAILING = """
+import os, sys
+from vqvae2.training.objectives import AutoencoderObjective
+
+end_step = AutoencoderObjective.end_step
+def failing(self, step, applied, reduce):
+    if os.environ["RANK"] == "1" and step == 5:
+        raise RuntimeError("broken on purpose")
+    end_step(self, step, applied, reduce)
+AutoencoderObjective.end_step = failing
+
+sys.path.insert(0, sys.argv.pop(1))
+import stage1
+stage1.run(stage1.main)
+"""
+
+
+def test_error_on_one_process_ends_all(tmp_path: Path, endless: list[str]) -> None:
+    """Within a minute, with its message, and nothing is saved."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    command, environment = command_of("stage1", *endless, processes=2)
+    at = command.index(str(ROOT / "pipelines" / "stage1.py"))
+    command[at : at + 1] = [str(script), str(ROOT / "pipelines")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, cwd=ROOT)
+    assert result.returncode != 0
+    assert "broken on purpose" in result.stderr
+    assert has_begun(tmp_path) and saved_steps(tmp_path) == []
+
+
+@pytest.fixture
+def requests() -> StopRequests:
+    """Entered, and left without a trace."""
+    former = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    with StopRequests() as entered:
+        yield entered
+    assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == former
+
+
+def test_second_interrupt_ends_at_once(requests: StopRequests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one is noted; one right after it is the same keystroke; a later one interrupts."""
+    assert requests.reason() is None
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert requests.reason() == "SIGINT"
+    monkeypatch.setattr(stopping, "ONE_KEYSTROKE_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert INTERRUPTED == 130
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_parent_counts_only_where_it_is_a_launcher(
+    requests: StopRequests, monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    """A run that was started by hand goes on after its shell has ended."""
+    for name in stopping.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv(stopping.LAUNCHED[0], "no")
+    monkeypatch.setattr(stopping, "PARENT", os.getppid() + 1)
+    assert (requests.reason() is not None) == launched
+
+
+def test_environment_is_recorded(tiny_run: tuple[Path, Path]) -> None:
+    """Beside the configuration of each stage that trains."""
+    for stage in ("stage1", "stage3", "stage4/bottom"):
+        environment = json.loads((tiny_run[1] / stage / "environment.json").read_text())
+        assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert re.match(r"\d+\.\d+", environment["torch"]) and re.match(r"\d+\.\d+", environment["vqvae2"])
+        assert environment["processes"] == 1 and environment["mixed_precision"] == "no" and environment["device"]
