@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.by_hand.soak import soak
 from tests.conftest import ROOT, call, command_of, running, succeed, wait_until, write_config
 from vqvae2 import stopping
 from vqvae2.command_line import INTERRUPTED, STOPPED
@@ -165,3 +167,40 @@ def test_environment_is_recorded(tiny_run: tuple[Path, Path]) -> None:
         assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
         assert re.match(r"\d+\.\d+", environment["torch"]) and re.match(r"\d+\.\d+", environment["vqvae2"])
         assert environment["processes"] == 1 and environment["mixed_precision"] == "no" and environment["device"]
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage3", "stage4"])
+def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """SIGKILL at a random moment, then the same command: the same bits, and the same log. A soak is run by hand."""
+    config, run_dir = tiny_run
+    assert soak(run_dir, config, name, 1, random.Random(), tmp_path) == (1, 1)
+
+
+FAKE_SRUN = """#!/bin/bash
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks="$tasks $!"; done
+for task in $tasks; do wait $task || code=$?; done
+exit ${code:-0}
+"""
+FAKE_SCONTROL = """#!/bin/bash
+if [ "$1" = requeue ]; then echo "$2" > "$REQUEUED"; else echo 127.0.0.1; fi
+"""
+
+
+def test_slurm_script_requeues_a_stopped_job(tmp_path: Path, endless: list[str]) -> None:
+    """With stand-ins for Slurm's commands: two tasks without a launcher, a signal to the job step, requeue."""
+    for name, content in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    requeued = tmp_path / "requeued"
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "17", "REQUEUED": str(requeued)}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command, environment = command_of("stage1", *endless, processes=1)
+    environment |= {**slurm, "PATH": path, "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    script = [str(ROOT / "configs" / "accelerate" / "slurm.sh"), *command[command.index("--num_processes") + 2 :]]
+    with subprocess.Popen(["bash", *script], env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
+        wait_until(lambda: has_begun(tmp_path), "the first step")
+        os.kill(process_of(tmp_path), signal.SIGUSR1)
+        _, errors = job.communicate(timeout=60)
+    assert job.returncode == STOPPED and requeued.read_text() == "17\n"
+    (step,) = saved_steps(tmp_path)
+    assert f"stopped by SIGUSR1 and saved at step {step}" in errors
