@@ -30,7 +30,7 @@ def weights_of(config: PriorConfig, grid: tuple[int, int], coarser: int, doublin
     def layer(rows: int, norms: int, to_vertical: bool) -> int:
         vertical = rows * k * c * 2 * r + 2 * r + to_vertical * r * c
         horizontal = rows * c * 2 * r + 2 * r + r * c
-        between = r * 2 * r + 2 * r
+        between = 2 * r * 2 * r + 2 * r
         condition = c * 4 * r if coarser or classes else 0
         return vertical + horizontal + between + condition + norms * norm
 
@@ -58,11 +58,11 @@ def weights_of(config: PriorConfig, grid: tuple[int, int], coarser: int, doublin
 @pytest.mark.parametrize(
     ("name", "level", "classes", "coarser", "millions"),
     [
-        ("imagenet256", "top", 1000, 0, 1084.6),
-        ("imagenet256", "bottom", 1000, 1, 583.0),
-        ("ffhq1024", "top", 0, 0, 958.2),
-        ("ffhq1024", "middle", 0, 1, 521.1),
-        ("ffhq1024", "bottom", 0, 2, 279.7),
+        ("imagenet256", "top", 1000, 0, 1252.4),
+        ("imagenet256", "bottom", 1000, 1, 624.9),
+        ("ffhq1024", "top", 0, 0, 1126.0),
+        ("ffhq1024", "middle", 0, 1, 563.1),
+        ("ffhq1024", "bottom", 0, 2, 300.6),
     ],
 )
 def test_weights_of_the_papers_priors(name: str, level: str, classes: int, coarser: int, millions: float) -> None:

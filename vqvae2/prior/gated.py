@@ -49,7 +49,7 @@ class GatedLayer(nn.Module):
         self.vertical_in = nn.Conv2d(channels, 2 * residual_channels, (self.extent, kernel_size))
         # nobody reads what the last layer would add to the vertical stack
         self.vertical_out = None if last else nn.Linear(residual_channels, channels, bias=False)
-        self.downwards = nn.Linear(residual_channels, 2 * residual_channels)
+        self.downwards = nn.Linear(2 * residual_channels, 2 * residual_channels)
         self.horizontal_norm = nn.Identity() if first else nn.LayerNorm(channels)
         self.horizontal_in = nn.Conv2d(channels, 2 * residual_channels, (1, self.extent))
         self.horizontal_out = nn.Linear(residual_channels, channels, bias=False)
@@ -69,13 +69,12 @@ class GatedLayer(nn.Module):
         """
         for_vertical, for_horizontal = self.split_condition(condition)
         source = codes if self.first else self.vertical_norm(vertical)
-        x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.reach)
-        gated = F.glu(x + for_vertical)
+        x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.reach) + for_vertical
         if self.vertical_out is not None:
-            vertical = vertical + self.dropout(self.vertical_out(gated))
+            vertical = vertical + self.dropout(self.vertical_out(F.glu(x)))
 
-        # row i gets what the vertical stack knows at row i - 1
-        from_above = F.pad(self.downwards(gated), (0, 0, 0, 0, 1, 0))[:, :-1]
+        # row i gets what the vertical stack knows at row i - 1, ungated: a gate of its own follows
+        from_above = F.pad(self.downwards(x), (0, 0, 0, 0, 1, 0))[:, :-1]
         source = codes if self.first else self.horizontal_norm(horizontal)
         x = convolve(source, self.horizontal_in, above=0, left=self.reach, right=0)
         # one position is left over where the kernel ends before the code itself
@@ -106,10 +105,10 @@ class GatedLayer(nn.Module):
         source = codes if self.first else self.vertical_norm(vertical)
         state.rows.copy_(state.rows.roll(-1, dims=1))
         state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
-        gated = F.glu(convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical)
+        x = convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical
         if self.vertical_out is not None:
-            vertical = vertical + self.vertical_out(gated)
-        return vertical, self.downwards(gated)
+            vertical = vertical + self.vertical_out(F.glu(x))
+        return vertical, self.downwards(x)
 
     def step(self, state: "GatedState", horizontal: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
         """Take the horizontal stack through one position of the current row: (B, channels) -> the same.

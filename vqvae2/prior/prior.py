@@ -59,6 +59,10 @@ class Prior(nn.Module):
     def _initialise(self) -> None:
         nn.init.normal_(self.row_position, std=0.1)
         nn.init.normal_(self.column_position, std=0.1)
+        # The horizontal stack begins with what the vertical one says, as if they were one kernel.
+        for layer in self.layers:
+            nn.init.eye_(layer.downwards.weight)
+            nn.init.zeros_(layer.downwards.bias)
         # What a residual branch adds shrinks with their number, so that the sum keeps its size at any depth.
         branches = [x for layer in self.layers for x in (layer.vertical_out, layer.horizontal_out) if x is not None]
         for branch in [*branches, *(x.out for x in self.attention.values()), *(x.out for x in self.output)]:
