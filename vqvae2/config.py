@@ -18,13 +18,15 @@ class ImagesConfig:
 
     Attributes:
         source: `folder` (of class folders, or a flat one), `shapes` (drawn on the fly), or `torchvision:NAME`.
-        root: the folder of training images; for torchvision, where it keeps its files.
+        root: the folder of training images, or a CSV file with the columns path and label; for torchvision, where it
+            keeps its files.
         validation_root: a folder of held-out images of the same layout; null: `validation_fraction` of `root`.
         validation_fraction: share of the images held out where there is no other validation set.
         size: side of the square images in pixels, or [height, width].
         channels: 3 for RGB, 1 for grayscale.
         horizontal_flip: mirror every other training image at random.
         workers: processes that load images; 0: the training process itself.
+        max_unreadable_fraction: share of the files that may be unreadable and are skipped; more stop the run.
         max_images: use at most this many training images; null: all (of `shapes`: 20000).
     """
 
@@ -36,6 +38,7 @@ class ImagesConfig:
     channels: int = 3
     horizontal_flip: bool = True
     workers: int = 4
+    max_unreadable_fraction: float = 0.2
     max_images: int | None = None
 
     @property
@@ -269,6 +272,8 @@ def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
         yield Requirement(bool(images.root), "images.root", images.root, "the folder with the training images")
     fraction = images.validation_fraction
     yield Requirement(0 < fraction < 1, "images.validation_fraction", fraction, "more than 0 and less than 1")
+    unreadable = images.max_unreadable_fraction
+    yield Requirement(0 <= unreadable <= 1, "images.max_unreadable_fraction", unreadable, "from 0 to 1")
     yield Requirement(images.channels in (1, 3), "images.channels", images.channels, "3 for RGB or 1 for grayscale")
     yield _at_least("images.workers", images.workers, 0)
     if images.max_images is not None:

@@ -1,6 +1,7 @@
 """Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
@@ -17,6 +18,7 @@ from vqvae2.evaluation.reconstruction import usage_warnings, validate_autoencode
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import StepOrder
 from vqvae2.images.sources import Splits, open_images
+from vqvae2.images.survey import surveyor
 from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
@@ -37,7 +39,7 @@ def train_autoencoder(config: Config) -> None:
     if not begin_training(directory, sections, stage1, accelerator):
         return
 
-    splits = open_images(images, config.seed)
+    splits = _open_images(config, accelerator)
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
     accelerator.print(
         f"{len(splits.train)} images to train on, {len(splits.validation)} held out; "
@@ -70,7 +72,7 @@ def write_codes(config: Config) -> None:
     trained = load_autoencoder(config.run_dir)
     accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
-    splits = open_images(config.images, config.seed)
+    splits = _open_images(config, accelerator)
     _check_images(config, trained, splits)
     autoencoder = trained.module.to(accelerator.device)
     directory = codes_path(config.run_dir, "train").parent
@@ -83,6 +85,14 @@ def write_codes(config: Config) -> None:
             )
             new = f"{written} of them new" if written else "finished before"
             accelerator.print(f"{path}: {len(images)} images, {new}")
+
+
+def _open_images(config: Config, accelerator: Accelerator) -> Splits:
+    """The run's images; the files are those that stage 1 began with."""
+    frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
+    with accelerator.main_process_first():  # the other processes find the survey made
+        look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
+        return open_images(config.images, config.seed, look)
 
 
 def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.folder import list_folder, split
+from vqvae2.images.folder import list_folder, list_images, split
 from vqvae2.images.sources import open_images
 
 
@@ -35,11 +35,11 @@ def test_class_folders(tmp_path: Path):
 def test_flat_folder(tmp_path: Path):
     """Without class folders there are no classes and no labels."""
     listing = list_folder(touch(tmp_path, "b.png", "a.bmp"))
-    assert listing == ([], [-1, -1], ["a.bmp", "b.png"])
+    assert listing == ([], [-1, -1], ["a.bmp", "b.png"], tmp_path, 0)
 
 
 def test_what_is_no_image_is_left_aside(tmp_path: Path):
-    """Other files, hidden files and hidden folders do not count, and make no class."""
+    """Other files are counted, hidden files and hidden folders not even that; none of them makes a class."""
     names = [
         "hat/a.png",
         "hat/notes.txt",
@@ -50,7 +50,7 @@ def test_what_is_no_image_is_left_aside(tmp_path: Path):
         "empty/x.csv",
     ]
     listing = list_folder(touch(tmp_path, *names))
-    assert listing == (["hat"], [0], ["hat/a.png"])
+    assert listing == (["hat"], [0], ["hat/a.png"], tmp_path, 3)
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path):
@@ -58,6 +58,42 @@ def test_linked_class_folders_are_followed(tmp_path: Path):
     touch(tmp_path, "elsewhere/a.png", "root/hat/b.png")
     (tmp_path / "root" / "shoe").symlink_to(tmp_path / "elsewhere")
     assert list_folder(tmp_path / "root").names == ["hat/b.png", "shoe/a.png"]
+
+
+def test_a_folder_reached_twice_counts_once(tmp_path: Path):
+    """Also where a link leads back to a folder above it."""
+    touch(tmp_path, "hat/a.png", "hat/old/b.png")
+    (tmp_path / "hat" / "old" / "back").symlink_to(tmp_path)
+    (tmp_path / "shoe").symlink_to(tmp_path / "hat" / "old")
+    assert len(list_folder(tmp_path).names) == 2
+
+
+def test_a_csv_file_names_images_and_labels(tmp_path: Path):
+    """Paths are relative to it; classes are sorted; without a column of labels there are none."""
+    path = tmp_path / "list.csv"
+    path.write_text('path,label\nold/b.png,shoe\n"a, b.png",hat\n\nc.png,shoe\n')
+    assert list_images(path) == (["hat", "shoe"], [0, 1, 1], ["a, b.png", "c.png", "old/b.png"], tmp_path, 0)
+    path.write_text("path\nb.png\na.png\n")
+    assert list_images(path) == ([], [-1, -1], ["a.png", "b.png"], tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "first line is ''"),
+        ("a.png,hat\n", "first line is 'a.png,hat'"),
+        ("path,label\na.png\n", "line 2: 'a.png'"),
+        ("path,label\na.png,hat\nb.png, \n", "line 3"),
+        ("path,label\n", "names no images"),
+    ],
+)
+def test_a_broken_csv_file_is_refused(tmp_path: Path, content: str, said: str):
+    """With the line, and what it should be."""
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(UserError, match=said):
+        list_images(tmp_path / "list.csv")
+    with pytest.raises(UserError, match=r"gone\.csv: cannot be read"):
+        list_images(tmp_path / "gone.csv")
 
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path):

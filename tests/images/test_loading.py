@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vqvae2.config import ImagesConfig
@@ -78,28 +79,37 @@ def test_without_a_flip_seed_nothing_is_flipped(images: ImageSet):
     assert not any(flipped(images, Item(0, step, 0), seed=None) for step in range(20))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_workers_error_arrives_as_it_is(images: ImageSet, workers: int):
-    """An unreadable image ends the loading after the batches before it, with the plain message alone."""
+def broken_at(images: ImageSet, *indices: int) -> ImageSet:
+    """The same set, some of whose images cannot be read any more."""
 
     def load(index: int) -> Tensor:
-        if index == 3:
-            raise UserError("cellar.png: cannot be read")
+        if index in indices:
+            raise UserError(f"{images.names[index]}: cannot be read")
         return images.load(index)
 
-    broken = ImageSet(images.classes, images.labels, images.names, load)
-    batches = load_batches(broken, in_order(range(6), 2), workers)
-    assert torch.equal(next(batches).images[1], images.load(1))
-    with pytest.raises(UserError) as error:
-        next(batches)
-    assert str(error.value) == "cellar.png: cannot be read"
+    return ImageSet(images.classes, images.labels, images.names, load)
 
 
-def test_a_broken_file_ends_the_loading(tmp_path: Path):
-    """The same with a real folder."""
-    for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / name).write_bytes(b"no picture")
-    config = ImagesConfig(source="folder", root=str(tmp_path), size=8, validation_fraction=0.4)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_broke_is_replaced_by_the_next(images: ImageSet, workers: int, capsys: pytest.CaptureFixture):
+    """With its label and index, past the end from the beginning, and one warning a file."""
+    broken = broken_at(images, 3, 4, 10)
+    batches = list(load_batches(broken, in_order([2, 3, 4, 10, 3], 2), workers))
+    taken = torch.cat([batch.indices for batch in batches]).tolist()
+    assert taken == [2, 5, 5, 0, 5]
+    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.stack([images.load(i) for i in taken]))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [images.labels[i] for i in taken]
+    said = capsys.readouterr().err
+    assert [said.count(f"warning: {images.names[i]}: cannot be read") for i in (3, 4, 10)] == [1, 1, 1]
+
+
+def test_a_folder_that_is_gone_ends_the_loading(tmp_path: Path):
+    """Where image after image cannot be read."""
+    for i in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i:02d}.png")
+    config = ImagesConfig(source="folder", root=str(tmp_path), size=8, validation_fraction=0.1)
     train, _ = open_images(config, seed=0)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/{train.names[0]}: cannot be read as an image"):
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"\.png: cannot be read as an image .*; nor can the 15 before it"):
         next(load_batches(train, in_order([0], 1), 2))

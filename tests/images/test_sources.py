@@ -74,7 +74,7 @@ def test_a_validation_folder_of_other_classes_is_refused(tmp_path: Path, classes
     """A class that training does not know, or none at all, is refused with both lists."""
     paint(tmp_path / "train", 3, "hat", "shoe")
     paint(tmp_path / "held_out", 2, *classes)
-    with pytest.raises(UserError, match=r"held_out: its class folders .*\['hat', 'shoe'\]"):
+    with pytest.raises(UserError, match=r"held_out: its classes .*\['hat', 'shoe'\]"):
         open_images(folder(tmp_path / "train", validation_root=str(tmp_path / "held_out")), seed=0)
 
 

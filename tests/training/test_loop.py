@@ -80,7 +80,7 @@ def batch_of(objective: Objective, step: int) -> ImageBatch | CodeBatch:
     labels, positions = torch.randint(2, (BATCH,), generator=generator), torch.arange(BATCH)
     if isinstance(objective, PriorObjective):
         return CodeBatch({"top": torch.randint(7, (BATCH, 3, 4), generator=generator)}, labels, positions)
-    return ImageBatch(torch.rand(BATCH, 3, 16, 24, generator=generator) * 2 - 1, labels, positions)
+    return ImageBatch(torch.rand(BATCH, 3, 16, 24, generator=generator) * 2 - 1, labels, positions, positions)
 
 
 def part_of(batch: Any, part: slice) -> Any:

@@ -99,7 +99,7 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
     optimiser = build_optimiser(autoencoder, objective.rate_factors)
     set_rate(optimiser, config.stage1.learning_rate)
     places = torch.arange(len(images), device=accelerator.device)
-    batch = ImageBatch(images, torch.zeros_like(places), places)
+    batch = ImageBatch(images, torch.zeros_like(places), places, places)
     applied = torch.tensor(True, device=accelerator.device)
     steps = itertools.count(objective.start_step)
 

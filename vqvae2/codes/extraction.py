@@ -63,15 +63,16 @@ def extract_codes(
             with accelerator.autocast():
                 codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
             gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
+            taken = accelerator.gather(batch.indices.to(accelerator.device)).tolist()
             if writer:
-                fresh = list(dict.fromkeys(indices))
+                fresh = len(set(indices))  # the last one may be there again
                 writer.write(
                     [
                         Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
-                        for place, i in enumerate(fresh)
+                        for place, i in enumerate(taken[:fresh])
                     ]
                 )
-                bar.update(len(fresh))
+                bar.update(fresh)
             if reason := requests.reason():
                 raise StoppedError(f"{path}: stopped by {reason}; what was encoded is kept")
     if writer:

@@ -1,51 +1,71 @@
 """Batches of uint8 images from worker processes."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from vqvae2.errors import UserError
 from vqvae2.images.order import Item
 from vqvae2.images.sources import ImageSet
 from vqvae2.seeding import keyed_generator
 
+MOST_REPLACED = 16  # unreadable images in a row; more mean that the folder is gone
+
 
 class ImageBatch(NamedTuple):
-    """Images uint8 (B, C, H, W), labels int64 (B,), and each image's place in the global batch, int64 (B,)."""
+    """A part of a global batch.
+
+    Attributes:
+        images: uint8 (B, C, H, W).
+        labels: int64 (B,).
+        positions: each image's place in the global batch, int64 (B,).
+        indices: which images of the set they are, int64 (B,).
+    """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
+    indices: Tensor
 
 
 class _Loaded(Dataset):
+    """Items of images -> (image, label, position, index), and the messages of files that had to be replaced."""
+
     def __init__(self, images: ImageSet, flip_seed: int | None):
         self.images = images
         self.flip_seed = flip_seed
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, int, int] | UserError:
-        try:
-            image = self.images.load(item.index)
-        except UserError as error:  # raised in a worker it would reach the user as that worker's traceback
-            return error
-        if self.flip_seed is not None and _flips(self.flip_seed, item):
-            image = image.flip(-1)
-        return image, self.images.labels[item.index], item.position
+    def __getitem__(self, item: Item) -> tuple[tuple[Tensor, int, int, int] | None, list[str]]:
+        failures: list[str] = []
+        for offset in range(min(MOST_REPLACED, len(self.images))):
+            index = (item.index + offset) % len(self.images)
+            try:
+                image = self.images.load(index)
+            except UserError as error:  # raised in a worker it would reach the user as that worker's traceback
+                failures.append(str(error))
+                continue
+            if self.flip_seed is not None and _flips(self.flip_seed, item):
+                image = image.flip(-1)
+            return (image, self.images.labels[index], item.position, index), failures
+        return None, failures
 
 
 def _flips(seed: int, item: Item) -> bool:
     return torch.rand((), generator=keyed_generator(seed, "flip", item.step, item.position)).item() < 0.5
 
 
-def _collate(items: list[tuple[Tensor, int, int] | UserError]) -> ImageBatch | UserError:
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-    images, labels, positions = zip(*items, strict=True)
-    return ImageBatch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
+def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, list[str]]:
+    failures = [failure for _, failed in items for failure in failed]
+    loaded = [item for item, _ in items]
+    if None in loaded:
+        return None, failures
+    images, labels, positions, indices = zip(*loaded, strict=True)
+    return ImageBatch(torch.stack(images), *(torch.tensor(x) for x in (labels, positions, indices))), failures
 
 
 def load_batches(
@@ -53,10 +73,11 @@ def load_batches(
 ) -> Iterator[ImageBatch]:
     """The batches that `order` lists, loaded ahead by `workers` processes.
 
-    The images are flipped at random where `flip_seed` is given.
+    The images are flipped at random where `flip_seed` is given. In place of one that has become
+    unreadable the next one is taken, with a warning, once for each file.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: several images in a row cannot be read.
     """
     loader = DataLoader(
         _Loaded(images, flip_seed),
@@ -66,7 +87,11 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
+    for batch, failures in loader:
+        if batch is None:
+            raise UserError(f"{failures[-1]}; nor can the {MOST_REPLACED - 1} before it")
+        for failure in failures:
+            if failure not in images.warned:
+                images.warned.add(failure)
+                tqdm.write(f"warning: {failure}; the next image takes its place", file=sys.stderr)
         yield batch

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image, to_tensor
-from vqvae2.images.folder import list_folder, split
+from vqvae2.images.folder import Listing, list_images, split
 from vqvae2.images.shapes import CLASSES, draw
 
 SHAPES_TRAIN = 20_000
 SHAPES_VALIDATION = 512
 NO_LABEL = -1
+
+Look = Callable[[Path], Listing]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class ImageSet:
         labels: class index of each image, NO_LABEL where there are no classes.
         names: a name for each image: the path below its folder, or its index.
         load: index -> uint8 (C, H, W).
+        warned: what has been said about images that became unreadable.
     """
 
     classes: list[str]
     labels: list[int]
     names: list[str]
     load: Callable[[int], Tensor]
+    warned: set[str] = field(default_factory=set, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,8 +51,13 @@ class Splits(NamedTuple):
     validation: ImageSet
 
 
-def open_images(images: ImagesConfig, seed: int) -> Splits:
-    """The images that the configuration names; nothing is decoded yet.
+def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Splits:
+    """The images that the configuration names.
+
+    Args:
+        images: the configuration.
+        seed: of the split and of drawn shapes.
+        look: lists the image files of a folder; by default all, without decoding any.
 
     Raises:
         UserError: a folder or data set is missing, empty, or leaves no image after the split.
@@ -56,7 +65,7 @@ def open_images(images: ImagesConfig, seed: int) -> Splits:
     if images.source == "shapes":
         count = images.max_images or SHAPES_TRAIN
         return Splits(_shapes(images, seed, "train", count), _shapes(images, seed, "validation", SHAPES_VALIDATION))
-    splits = _folder(images, seed) if images.source == "folder" else _torchvision(images, seed)
+    splits = _folder(images, seed, look) if images.source == "folder" else _torchvision(images, seed)
     if images.max_images is None or images.max_images >= len(splits.train):
         return splits
     kept, _ = split(splits.train.labels, images.max_images, seed)
@@ -73,28 +82,27 @@ def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
     return ImageSet(list(CLASSES), labels, [f"{part}_{i:06d}" for i in range(count)], load)
 
 
-def _folder(images: ImagesConfig, seed: int) -> Splits:
-    root = Path(images.root)
-    listing = list_folder(root)
-    train = _files(images, root, listing.classes, listing.labels, listing.names)
+def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
+    listing = look(Path(images.root))
+    train = _files(images, listing)
     if images.validation_root is None:
         return _split(train, images, seed)
-    held_out_root = Path(images.validation_root)
-    held_out = list_folder(held_out_root)
+    held_out = look(Path(images.validation_root))
     unknown = sorted(set(held_out.classes) - set(listing.classes))
     if unknown or bool(held_out.classes) != bool(listing.classes):
         raise UserError(
-            f"{held_out_root}: its class folders {held_out.classes} must be among those of {root}: {listing.classes}"
+            f"{images.validation_root}: its classes {held_out.classes} must be among those of {images.root}: "
+            f"{listing.classes}"
         )
     labels = [listing.classes.index(held_out.classes[x]) if x != NO_LABEL else x for x in held_out.labels]
-    return Splits(train, _files(images, held_out_root, listing.classes, labels, held_out.names))
+    return Splits(train, _files(images, held_out._replace(classes=listing.classes, labels=labels)))
 
 
-def _files(images: ImagesConfig, root: Path, classes: list[str], labels: list[int], names: list[str]) -> ImageSet:
+def _files(images: ImagesConfig, listing: Listing) -> ImageSet:
     def load(index: int) -> Tensor:
-        return read_image(root / names[index], images.height_width, images.channels)
+        return read_image(listing.folder / listing.names[index], images.height_width, images.channels)
 
-    return ImageSet(classes, labels, names, load)
+    return ImageSet(listing.classes, listing.labels, listing.names, load)
 
 
 def _torchvision(images: ImagesConfig, seed: int) -> Splits:

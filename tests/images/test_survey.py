@@ -1,0 +1,125 @@
+"""The survey of a folder before training."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import succeed, write_config
+from vqvae2.codes import CodeStore
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images import survey as module
+from vqvae2.images.survey import describe, survey_images, surveyor
+
+
+def picture(path: Path, size: tuple[int, int] = (20, 10), orientation: int = 1) -> None:
+    """A black image of (width, height) as stored."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two hats, one of them turned, a shoe, a broken file and a text."""
+    root = tmp_path / "pictures"
+    picture(root / "hat" / "a.jpg")
+    picture(root / "hat" / "turned.jpg", (30, 12), orientation=6)
+    picture(root / "shoe" / "c.png", (40, 50))
+    (root / "hat" / "broken.jpg").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("notes")
+    return root
+
+
+def configuration(root: Path, **fields: object) -> ImagesConfig:
+    """Of images of 16x16 pixels."""
+    return ImagesConfig(**{"source": "folder", "root": str(root), "size": 16, "workers": 0, **fields})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: int) -> None:
+    """Sizes are those of the upright pictures; the broken file is listed beside the record, not among the images."""
+    images, record = configuration(root, workers=workers, max_unreadable_fraction=0.5), tmp_path / "survey" / "x.json"
+    survey = survey_images(root, images, record, frozen=False, show=False)
+    assert [(x.name, x.label, x.width, x.height) for x in survey.readable] == [
+        ("hat/a.jpg", 0, 20, 10),
+        ("hat/turned.jpg", 0, 12, 30),
+        ("shoe/c.png", 1, 40, 50),
+    ]
+    (line,) = (tmp_path / "survey" / "x_unreadable.txt").read_text().splitlines()
+    assert line.startswith("hat/broken.jpg\t") and "cannot be read as an image" in line
+    said = describe(survey, images, record)
+    assert "3 images, 12x10 to 40x50 pixels, median 20x30" in said[0]
+    assert said[1:3] == ["2 classes: hat 2, shoe 1", "warning: class shoe has one image"]
+    assert said[3] == "2 of them are smaller than 16x16 and are enlarged"
+    assert said[4].startswith("1 files that are no images") and "1 files cannot be read" in said[5]
+
+
+def test_files_that_have_not_changed_are_not_decoded_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of another size or time of change is; one that is gone is forgotten."""
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
+    first = survey_images(root, images, record, frozen=False, show=False)
+    decoded: list[str] = []
+    read = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda path, *size: decoded.append(path.name) or read(path, *size))
+    assert survey_images(root, images, record, frozen=False, show=False) == first and decoded == []
+    os.utime(root / "shoe" / "c.png", ns=(1, 1))
+    picture(root / "hat" / "broken.jpg", (16, 16))
+    (root / "hat" / "a.jpg").unlink()
+    again = survey_images(root, images, record, frozen=False, show=False)
+    assert sorted(decoded) == ["broken.jpg", "c.png"]
+    assert [x.name for x in again.readable] == ["hat/broken.jpg", "hat/turned.jpg", "shoe/c.png"]
+    assert (tmp_path / "x_unreadable.txt").read_text() == ""
+
+
+def test_once_training_has_begun_the_list_stands(root: Path, tmp_path: Path) -> None:
+    """New and vanished files change nothing, nor does another place of the folder."""
+    images = configuration(root, max_unreadable_fraction=0.5)
+    before = surveyor(images, tmp_path / "run", frozen=False, show=False)(root)
+    picture(root / "shoe" / "new.png")
+    (root / "hat" / "a.jpg").unlink()
+    moved = root.rename(tmp_path / "moved")
+    after = surveyor(configuration(moved), tmp_path / "run", frozen=True, show=False)(moved)
+    assert after == before._replace(folder=moved)
+
+
+def test_too_many_unreadable_files_stop_the_run(root: Path, tmp_path: Path) -> None:
+    """With the counts, the limit and the list."""
+    with pytest.raises(UserError, match=r"1 of 4 files cannot be read.*max_unreadable_fraction: 0\.2.*unreadable\.txt"):
+        survey_images(root, configuration(root), tmp_path / "x.json", frozen=False, show=False)
+    assert "broken.jpg" in (tmp_path / "x_unreadable.txt").read_text()
+
+
+def test_damaged_record_is_made_again(root: Path, tmp_path: Path) -> None:
+    """It is only a record."""
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
+    survey = survey_images(root, images, record, frozen=False, show=False)
+    record.write_text(record.read_text()[:50])
+    assert survey_images(root, images, record, frozen=True, show=False) == survey
+    assert json.loads(record.read_text())["ignored"] == 1
+
+
+def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
+    """Stage 1 says what it found; a file that vanishes before stage 2 is replaced there, with its own name."""
+    root = tmp_path / "pictures"
+    for i in range(40):
+        picture(root / "hat" / f"{i:02d}.png", (32, 16))
+    (root / "hat" / "broken.png").write_bytes(b"no picture")
+    config = write_config(tmp_path, tmp_path / "run")
+    flags = ["--config", str(config), "--images.source", "folder", "--images.root", str(root)]
+    out = succeed("stage1", *flags)
+    assert "40 images, 32x16 to 32x16 pixels" in out and "1 files cannot be read and are skipped" in out
+    names = json.loads((tmp_path / "run" / "survey" / "train.json").read_text())["files"]
+    assert len(names) == 41
+    (root / "hat" / "07.png").unlink()
+    out = succeed("stage2", *flags, processes=2)
+    store = CodeStore(tmp_path / "run" / "codes" / "train.lmdb")
+    held_out = CodeStore(tmp_path / "run" / "codes" / "validation.lmdb")
+    found = [record.name for record in [*store, *held_out]]
+    assert len(found) == 40 and len(set(found)) == 39 and "hat/07.png" not in found and "hat/broken.png" not in found

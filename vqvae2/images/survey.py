@@ -1,0 +1,217 @@
+"""One look at every image file before training: which can be read, how large they are, what the classes hold.
+
+What was found stays in the run's folder survey/. A file of the same size and time of change is not decoded
+again; and once training has begun the list itself stands, whatever becomes of the folder.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images.decode import read_image
+from vqvae2.images.folder import Listing, list_images
+from vqvae2.run_directory import make_dir, write_atomically
+
+BATCH = 16  # files a worker looks at before it reports
+TURNED = range(5, 9)  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class File:
+    """What is known of a file.
+
+    Attributes:
+        name: path below the folder.
+        label: class index, -1 for none.
+        bytes: its size when it was looked at.
+        changed: its time of change then, in nanoseconds.
+        width: of the upright picture in pixels; 0 where it cannot be read.
+        height: likewise.
+        error: why it cannot be read; None: it can.
+    """
+
+    name: str
+    label: int
+    bytes: int = 0
+    changed: int = 0
+    width: int = 0
+    height: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a folder holds.
+
+    Attributes:
+        root: the folder, or the CSV file.
+        classes: names of the classes.
+        ignored: number of files that are no images.
+        files: all others.
+    """
+
+    root: str
+    classes: list[str]
+    ignored: int
+    files: list[File]
+
+    @property
+    def readable(self) -> list[File]:
+        """The files to train on."""
+        return [file for file in self.files if file.error is None]
+
+    @property
+    def unreadable(self) -> list[File]:
+        """The files that are skipped."""
+        return [file for file in self.files if file.error is not None]
+
+
+def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, show: bool) -> Survey:
+    """Survey a folder, or take up the survey that `record` holds.
+
+    Args:
+        root: a folder of images or a CSV file.
+        images: size, channels, workers, and how many files may be unreadable.
+        record: the JSON file that keeps the survey; unreadable files are listed beside it.
+        frozen: training has begun: what `record` holds stands.
+        show: show progress.
+
+    Raises:
+        UserError: more than images.max_unreadable_fraction of the files cannot be read.
+    """
+    former = _read(record)
+    if frozen and former:
+        return former
+    listing = list_images(root)
+    survey = Survey(str(root), listing.classes, listing.ignored, list(_look(root, listing, images, former, show)))
+    make_dir(record.parent)
+    write_atomically(record, json.dumps(asdict(survey), indent=0).encode())
+    listed = record.with_name(f"{record.stem}_unreadable.txt")
+    lines = [f"{file.name}\t{file.error}\n" for file in survey.unreadable]
+    write_atomically(listed, "".join(lines).encode("utf-8", "surrogateescape"))
+    share = len(survey.unreadable) / len(survey.files)
+    if share > images.max_unreadable_fraction or not survey.readable:
+        raise UserError(
+            f"{root}: {len(survey.unreadable)} of {len(survey.files)} files cannot be read, more than "
+            f"images.max_unreadable_fraction: {images.max_unreadable_fraction}; they are listed in {listed}: "
+            "repair them, take them out, or allow more"
+        )
+    return survey
+
+
+def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> Callable[[Path], Listing]:
+    """What lists the readable files of a folder for a run, each folder surveyed into the run's survey/.
+
+    Args:
+        images: the configuration.
+        run_dir: of the run.
+        frozen: training has begun: the files are those that it began with.
+        show: print a summary, and show progress.
+    """
+
+    def look(root: Path) -> Listing:
+        record = run_dir / "survey" / ("train.json" if root == Path(images.root) else "validation.json")
+        survey = survey_images(root, images, record, frozen, show)
+        if show and not frozen:
+            print("\n".join(describe(survey, images, record)), flush=True)
+        files = survey.readable
+        folder = root.parent if root.suffix.lower() == ".csv" else root
+        return Listing(survey.classes, [x.label for x in files], [x.name for x in files], folder, survey.ignored)
+
+    return look
+
+
+def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:
+    """The summary that a user reads, line by line."""
+    files = survey.readable
+    height, width = images.height_width
+    small = sum(file.width < width or file.height < height for file in files)
+    counts = Counter(file.label for file in files)
+    lines = [
+        f"{survey.root}: {len(files)} images, {min(file.width for file in files)}x{min(file.height for file in files)} "
+        f"to {max(file.width for file in files)}x{max(file.height for file in files)} pixels, "
+        f"median {median(file.width for file in files):.0f}x{median(file.height for file in files):.0f}"
+    ]
+    if survey.classes:
+        shown = ", ".join(f"{name} {counts[i]}" for i, name in enumerate(survey.classes[:20]))
+        lines.append(f"{len(survey.classes)} classes: {shown}{', ...' if len(survey.classes) > 20 else ''}")
+    lines += [f"warning: class {name} has one image" for i, name in enumerate(survey.classes) if counts[i] == 1]
+    lines += [f"warning: class {name} has no readable image" for i, name in enumerate(survey.classes) if not counts[i]]
+    if small:
+        lines.append(f"{small} of them are smaller than {width}x{height} and are enlarged")
+    if survey.ignored:
+        lines.append(f"{survey.ignored} files that are no images are left aside")
+    if survey.unreadable:
+        listed = record.with_name(f"{record.stem}_unreadable.txt")
+        lines.append(f"warning: {len(survey.unreadable)} files cannot be read and are skipped; listed in {listed}")
+    return lines
+
+
+def _look(root: Path, listing: Listing, images: ImagesConfig, former: Survey | None, show: bool) -> Iterator[File]:
+    known = {} if former is None else {(x.name, x.bytes, x.changed): x for x in former.files}
+    found: dict[str, File] = {}
+    fresh = []
+    for name, label in zip(listing.names, listing.labels, strict=True):
+        size, changed = _stamp(listing.folder / name)
+        if file := known.get((name, size, changed)):
+            found[name] = File(**{**asdict(file), "label": label})
+        else:
+            fresh.append(File(name, label, size, changed))
+    looks = DataLoader(
+        _Files(listing.folder, fresh, images), batch_size=BATCH, num_workers=images.workers, collate_fn=list
+    )
+    with tqdm(total=len(fresh), desc=f"looking at {root}", unit="file", disable=not show or not fresh) as bar:
+        for batch in looks:
+            found |= {file.name: file for file in batch}
+            bar.update(len(batch))
+    return (found[name] for name in listing.names)
+
+
+class _Files(Dataset):
+    def __init__(self, folder: Path, files: list[File], images: ImagesConfig):
+        self.folder = folder
+        self.files = files
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> File:
+        file = self.files[index]
+        path = self.folder / file.name
+        try:
+            read_image(path, self.images.height_width, self.images.channels)
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ORIENTATION) in TURNED
+        except UserError as error:
+            return File(**{**asdict(file), "error": str(error)})
+        width, height = (height, width) if turned else (width, height)
+        return File(**{**asdict(file), "width": width, "height": height})
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0  # found unreadable when it is looked at
+    return status.st_size, status.st_mtime_ns
+
+
+def _read(record: Path) -> Survey | None:
+    try:
+        content = json.loads(record.read_text())
+        return Survey(**{**content, "files": [File(**file) for file in content["files"]]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: looked at again
