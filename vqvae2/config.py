@@ -24,6 +24,7 @@ class ImagesConfig:
         validation_fraction: share of the images held out where there is no other validation set.
         size: side of the square images in pixels, or [height, width].
         channels: 3 for RGB, 1 for grayscale.
+        background: red, green and blue, 0 to 255, of what transparent pixels are laid over.
         horizontal_flip: mirror every other training image at random.
         workers: processes that load images; 0: the training process itself.
         max_unreadable_fraction: share of the files that may be unreadable and are skipped; more stop the run.
@@ -36,6 +37,7 @@ class ImagesConfig:
     validation_fraction: float = 0.05
     size: int | list[int] = 256
     channels: int = 3
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])
     horizontal_flip: bool = True
     workers: int = 4
     max_unreadable_fraction: float = 0.2
@@ -272,6 +274,9 @@ def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
         yield Requirement(bool(images.root), "images.root", images.root, "the folder with the training images")
     fraction = images.validation_fraction
     yield Requirement(0 < fraction < 1, "images.validation_fraction", fraction, "more than 0 and less than 1")
+    colour = images.background
+    is_colour = len(colour) == 3 and all(0 <= x <= 255 for x in colour)
+    yield Requirement(is_colour, "images.background", colour, "three numbers from 0 to 255, such as [255, 255, 255]")
     unreadable = images.max_unreadable_fraction
     yield Requirement(0 <= unreadable <= 1, "images.max_unreadable_fraction", unreadable, "from 0 to 1")
     yield Requirement(images.channels in (1, 3), "images.channels", images.channels, "3 for RGB or 1 for grayscale")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from vqvae2.errors import UserError
@@ -110,6 +111,32 @@ def test_an_unusable_profile_is_left_aside(tmp_path: Path):
     inks = np.dstack([PICTURE, np.zeros_like(GRAY)])
     Image.fromarray(inks, mode="CMYK").save(tmp_path / "x.tif", icc_profile=profile)
     assert np.abs(read(tmp_path / "x.tif") - (255 - PICTURE.astype(int))).max() <= 1
+
+
+def red_and_blue_swapped() -> bytes:
+    """An ICC profile whose red primary is sRGB's blue one, and the reverse."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 12)])
+def test_the_profile_of_an_rgb_file_is_applied(tmp_path: Path, size: tuple[int, int]):
+    """Where red stands for blue, blue is seen, scaled or not; an sRGB profile changes nothing."""
+    pixels = np.full((16, 24, 3), (230, 20, 60), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png", icc_profile=red_and_blue_swapped())
+    assert np.abs(read_image(tmp_path / "x.png", size, 3).permute(1, 2, 0).numpy() - pixels[0, 0, ::-1]).max() <= 4
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "y.png", icc_profile=srgb)
+    assert np.abs(read_image(tmp_path / "y.png", size, 3).permute(1, 2, 0).numpy() - pixels[0, 0]).max() <= 1
+
+
+def test_transparency_lies_over_the_chosen_background(tmp_path: Path):
+    """Half of red over blue."""
+    Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png", (8, 8), 3, background=(0, 0, 255))
+    assert (pixels[:, 0, 0] - torch.tensor([128, 0, 127])).abs().max() <= 1
 
 
 def test_grayscale_of_colours(tmp_path: Path):

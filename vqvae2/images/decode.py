@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from torch import Tensor
 from vqvae2.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+WHITE = (255, 255, 255)
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+Colour = tuple[int, int, int]
 
 
-def read_image(path: Path, height_width: tuple[int, int], channels: int) -> Tensor:
+def read_image(path: Path, height_width: tuple[int, int], channels: int, background: Colour = WHITE) -> Tensor:
     """Read, turn upright, scale to cover `height_width` and crop the centre: uint8 (C, H, W).
 
     Raises:
@@ -26,7 +30,7 @@ def read_image(path: Path, height_width: tuple[int, int], channels: int) -> Tens
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 draft(image, height_width)
-                return to_tensor(image, height_width, channels)
+                return to_tensor(image, height_width, channels, background)
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError, Warning) as error:
         raise UserError(
             f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
@@ -41,40 +45,46 @@ def draft(image: Image.Image, height_width: tuple[int, int]) -> None:
         image.draft(None, (int(image.width / scale), int(image.height / scale)))
 
 
-def to_tensor(image: Image.Image, height_width: tuple[int, int], channels: int) -> Tensor:
-    """Any Pillow image -> uint8 (C, H, W): upright, in sRGB or grayscale, centre-cropped to the wanted shape."""
+def to_tensor(image: Image.Image, height_width: tuple[int, int], channels: int, background: Colour = WHITE) -> Tensor:
+    """Any Pillow image -> uint8 (C, H, W): upright, in sRGB or grayscale, centre-cropped to the wanted shape.
+
+    What is transparent is laid over `background`.
+    """
     height, width = height_width
-    image = to_rgb(ImageOps.exif_transpose(image))
-    image = image.convert("L" if channels == 1 else "RGB")
+    profile = image.info.get("icc_profile")
+    image = to_eight_bits(ImageOps.exif_transpose(image), background)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    if profile:
+        image = to_srgb(image, profile)
+    image = image.convert("L" if channels == 1 else "RGB")
     pixels = np.array(image, dtype=np.uint8).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Mode L or RGB of any mode: 16 bits scaled, profiles applied, transparency laid over the background."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+def to_eight_bits(image: Image.Image, background: Colour) -> Image.Image:
+    """Mode L, RGB or CMYK of any mode: 16 bits scaled, transparency laid over the background."""
+    if image.mode in SIXTEEN_BITS:
         values = np.asarray(image).astype(np.float32)
         return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        canvas = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
-    if image.mode == "CMYK":
-        return apply_profile(image).convert("RGB")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def apply_profile(image: Image.Image) -> Image.Image:
-    """The colours of an embedded ICC profile in sRGB; the image itself where it has none that can be used."""
-    profile = image.info.get("icc_profile")
-    if not profile:
-        return image
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The colours of an ICC profile in sRGB; the image itself where the profile cannot be used."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError):
+        return ImageCms.applyTransform(image, _transform(profile, image.mode)) or image
+    except (ImageCms.PyCMSError, OSError, ValueError):
         return image
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

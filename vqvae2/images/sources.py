@@ -100,7 +100,9 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
 
 def _files(images: ImagesConfig, listing: Listing) -> ImageSet:
     def load(index: int) -> Tensor:
-        return read_image(listing.folder / listing.names[index], images.height_width, images.channels)
+        return read_image(
+            listing.folder / listing.names[index], images.height_width, images.channels, tuple(images.background)
+        )
 
     return ImageSet(listing.classes, listing.labels, listing.names, load)
 
@@ -130,7 +132,7 @@ def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> 
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
 
     def load(index: int) -> Tensor:
-        return to_tensor(dataset[index][0], images.height_width, images.channels)
+        return to_tensor(dataset[index][0], images.height_width, images.channels, tuple(images.background))
 
     return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], load)
 

@@ -191,7 +191,7 @@ class _Files(Dataset):
         file = self.files[index]
         path = self.folder / file.name
         try:
-            read_image(path, self.images.height_width, self.images.channels)
+            read_image(path, self.images.height_width, self.images.channels, tuple(self.images.background))
             with Image.open(path) as image:
                 width, height = image.size
                 turned = image.getexif().get(ORIENTATION) in TURNED
