@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from tests.by_hand.fuzz_images import fuzz
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 
@@ -236,3 +237,9 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
     with pytest.raises(UserError, match=r"bomb\.png.*decompression bomb"):
         read(path)
+
+
+def test_spoilt_files_give_pixels_or_a_message(tmp_path: Path):
+    """Changed and cut-off bytes; more of them by hand, see tests/by_hand/fuzz_images.py."""
+    found = fuzz(50, seed=1, folder=tmp_path)
+    assert found["pixels"] > 5 and found["message"] > 5

@@ -27,11 +27,16 @@ def read_image(path: Path, height_width: tuple[int, int], channels: int, backgro
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF data and the like, each time a file is read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                draft(image, height_width)
-                return to_tensor(image, height_width, channels, background)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError, Warning) as error:
+            try:
+                with Image.open(path) as image:
+                    draft(image, height_width)
+                    return to_tensor(image, height_width, channels, background)
+            except OSError:  # some JPEGs can be decoded at their full size alone
+                with Image.open(path) as image:
+                    return to_tensor(image, height_width, channels, background)
+    except Exception as error:  # decoders raise nearly anything on spoilt bytes
         raise UserError(
             f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
         ) from error

@@ -6,6 +6,7 @@ again; and once training has begun the list itself stands, whatever becomes of t
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -192,7 +193,7 @@ class _Files(Dataset):
         path = self.folder / file.name
         try:
             read_image(path, self.images.height_width, self.images.channels, tuple(self.images.background))
-            with Image.open(path) as image:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
                 width, height = image.size
                 turned = image.getexif().get(ORIENTATION) in TURNED
         except UserError as error:
