@@ -56,6 +56,16 @@ def test_priors_are_measured(tmp_path: Path) -> None:
     assert sum("seconds_per_batch" in x for x in rows) == 6
 
 
+def test_data_is_measured(tmp_path: Path) -> None:
+    """Decoding of small and large photographs, and random reads of codes."""
+    config, output = write_config(tmp_path, tmp_path / "run"), tmp_path / "b.json"
+    succeed("benchmark", "--config", str(config), "--what", "images,codes", "--output", str(output), *SMALL)
+    small, large, codes = json.loads(output.read_text())
+    assert small["images_per_second"] > large["images_per_second"] > 1
+    assert codes["images_per_second"] > 100
+    assert 8 + 64 < codes["bytes_per_image"] < 1000
+
+
 def test_unknown_measurement_is_refused(tmp_path: Path) -> None:
     """The message lists what there is."""
     result = call("benchmark", "--what", "stage9", "--output", str(tmp_path / "b.json"))

@@ -333,3 +333,24 @@ def test_batches_of_codes(path: Path):
     assert torch.equal(second.codes["top"], records[5].codes["top"][None])
     assert (first.labels.tolist(), second.labels.tolist()) == ([0, -1], [1])
     assert (first.positions.tolist(), second.positions.tolist()) == ([0, 1], [2])
+
+
+def test_a_record_is_found_by_its_name(path: Path):
+    """Every one of them; a name that is not there is a KeyError."""
+    opened = CodeStore(path)
+    for record in make_codes(HEADER):
+        assert same(opened.find(record.name), record)
+    with pytest.raises(KeyError):
+        opened.find("nobody.png")
+
+
+def test_all_records_as_arrays(path: Path):
+    """In the types they are stored in, labels and names beside them."""
+    arrays = CodeStore(path).to_numpy()
+    records = make_codes(HEADER)
+    assert list(arrays) == ["top", "bottom", "labels", "names"]
+    assert (arrays["top"].dtype, arrays["bottom"].dtype) == (np.uint16, np.uint8)
+    for name in ("top", "bottom"):
+        assert np.array_equal(arrays[name], torch.stack([x.codes[name] for x in records]).numpy())
+    assert arrays["labels"].tolist() == [x.label for x in records]
+    assert arrays["names"].tolist() == [x.name for x in records]

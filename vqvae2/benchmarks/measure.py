@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from vqvae2.benchmarks.autoencoder import measure_encode, measure_stage1
+from vqvae2.benchmarks.data import measure_codes, measure_images
 from vqvae2.benchmarks.prior import measure_prior, measure_sample
 from vqvae2.benchmarks.report import Row
 from vqvae2.config import Config
@@ -15,6 +16,8 @@ MEASUREMENTS: dict[str, Callable[[Config, int], list[Row]]] = {
     "encode": measure_encode,
     "prior": measure_prior,
     "sample": measure_sample,
+    "images": measure_images,
+    "codes": measure_codes,
 }
 
 

@@ -139,6 +139,7 @@ class CodeStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._opened: tuple[int, lmdb.Environment] | None = None
+        self._indices: dict[str, int] | None = None  # by name, once they were asked for
         self.header = read_header(self.path)
         written = self._environment().stat()["entries"] - 1
         self.close()
@@ -165,6 +166,24 @@ class CodeStore:
 
     def __iter__(self) -> Iterator[Codes]:
         return (self[i] for i in range(len(self)))
+
+    def find(self, name: str) -> Codes:
+        """The record of the image of that name; a KeyError where there is none. The first call reads all names."""
+        if self._indices is None:
+            self._indices = {record.name: i for i, record in enumerate(self)}
+        return self[self._indices[name]]
+
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """All records as arrays: each level's codes (N, H, W) in the type they are stored in, `labels` and `names`."""
+        records = list(self)
+        arrays = {
+            level.name: np.stack([record.codes[level.name].numpy() for record in records]).astype(
+                code_type(level.codebook_size)
+            )
+            for level in self.header.levels
+        }
+        labels = np.array([record.label for record in records], dtype=np.int64)
+        return {**arrays, "labels": labels, "names": np.array([record.name for record in records])}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_opened": None}
