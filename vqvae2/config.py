@@ -26,6 +26,8 @@ class ImagesConfig:
         channels: 3 for RGB, 1 for grayscale.
         background: red, green and blue, 0 to 255, of what transparent pixels are laid over.
         horizontal_flip: mirror every other training image at random.
+        random_resized_crop: smallest and largest share of its area that is kept of a training image, such as
+            [0.5, 1.0]; null: its centre, whole.
         workers: processes that load images; 0: the training process itself.
         max_unreadable_fraction: share of the files that may be unreadable and are skipped; more stop the run.
         max_images: use at most this many training images; null: all (of `shapes`: 20000).
@@ -39,6 +41,7 @@ class ImagesConfig:
     channels: int = 3
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
     horizontal_flip: bool = True
+    random_resized_crop: list[float] | None = None
     workers: int = 4
     max_unreadable_fraction: float = 0.2
     max_images: int | None = None
@@ -140,10 +143,12 @@ class Stage2Config:
     Attributes:
         batch_size: images encoded at a time, over all processes.
         mixed_precision: as in stage1; what was used is recorded in the codes' header.
+        flipped_copies: write the codes of each training image's mirror image too.
     """
 
     batch_size: int = 128
     mixed_precision: MixedPrecision = "auto"
+    flipped_copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,9 @@ def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
     colour = images.background
     is_colour = len(colour) == 3 and all(0 <= x <= 255 for x in colour)
     yield Requirement(is_colour, "images.background", colour, "three numbers from 0 to 255, such as [255, 255, 255]")
+    crop = images.random_resized_crop
+    is_range = crop is None or (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1)
+    yield Requirement(is_range, "images.random_resized_crop", crop, "null, or two shares up to 1, such as [0.5, 1.0]")
     unreadable = images.max_unreadable_fraction
     yield Requirement(0 <= unreadable <= 1, "images.max_unreadable_fraction", unreadable, "from 0 to 1")
     yield Requirement(images.channels in (1, 3), "images.channels", images.channels, "3 for RGB or 1 for grayscale")

@@ -15,9 +15,9 @@ from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local
 from vqvae2.errors import UserError
 from vqvae2.evaluation.likelihood import nats_per_code
 from vqvae2.evaluation.reconstruction import usage_warnings, validate_autoencoder
-from vqvae2.images.loading import load_batches
+from vqvae2.images.loading import Augmentation, load_batches
 from vqvae2.images.order import StepOrder
-from vqvae2.images.sources import Splits, open_images
+from vqvae2.images.sources import Splits, open_images, with_flipped_copies
 from vqvae2.images.survey import surveyor
 from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.locking import locked
@@ -49,7 +49,9 @@ def train_autoencoder(config: Config) -> None:
 
     def batches(first_step: int):
         order = _order(len(splits.train), stage1, config.seed, first_step, accelerator)
-        return load_batches(splits.train, order, images.workers, config.seed if images.horizontal_flip else None)
+        crop = None if images.random_resized_crop is None else tuple(images.random_resized_crop)
+        augmentation = Augmentation(config.seed, images.horizontal_flip, crop)
+        return load_batches(splits.train, order, images.workers, augmentation)
 
     def validate(step: int) -> dict[str, float]:
         grid = directory / "images" / f"step_{step:08d}.png"
@@ -74,6 +76,8 @@ def write_codes(config: Config) -> None:
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
     splits = _open_images(config, accelerator)
     _check_images(config, trained, splits)
+    if config.stage2.flipped_copies:
+        splits = splits._replace(train=with_flipped_copies(splits.train))
     autoencoder = trained.module.to(accelerator.device)
     directory = codes_path(config.run_dir, "train").parent
     with locked(directory) if accelerator.is_main_process else nullcontext():

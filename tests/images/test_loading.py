@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.loading import ImageBatch, load_batches
+from vqvae2.images.decode import Crop, to_tensor
+from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
 from vqvae2.images.order import Item, StepOrder, in_order
 from vqvae2.images.sources import ImageSet, open_images
 
@@ -23,13 +25,13 @@ def images() -> ImageSet:
 def take(
     images: ImageSet,
     workers: int = 0,
-    flip_seed: int | None = None,
+    augmentation: Augmentation | None = None,
     first_step: int = 0,
     count: int = 4,
 ) -> list[ImageBatch]:
     """The first batches of an order of the images."""
     order = StepOrder(len(images), 6, seed=1, first_step=first_step)
-    return list(itertools.islice(load_batches(images, order, workers, flip_seed), count))
+    return list(itertools.islice(load_batches(images, order, workers, augmentation), count))
 
 
 def same(one: list[ImageBatch], other: list[ImageBatch]) -> bool:
@@ -39,7 +41,7 @@ def same(one: list[ImageBatch], other: list[ImageBatch]) -> bool:
 
 def flipped(images: ImageSet, item: Item, seed: int) -> bool:
     """Whether the image of `item` arrives mirrored."""
-    batch = next(load_batches(images, [[item]], 0, seed))
+    batch = next(load_batches(images, [[item]], 0, None if seed is None else Augmentation(seed, True, None)))
     plain = images.load(item.index)
     assert torch.equal(batch.images[0], plain) or torch.equal(batch.images[0], plain.flip(-1))
     return not torch.equal(batch.images[0], plain)
@@ -57,10 +59,11 @@ def test_batches_are_the_images_that_the_order_lists(images: ImageSet):
 
 
 def test_workers_change_nothing(images: ImageSet):
-    """Two workers give what the process itself gives, flips included, also from a later step on."""
-    alone = take(images, flip_seed=5)
-    assert same(alone, take(images, workers=2, flip_seed=5))
-    assert same(alone[2:], take(images, workers=2, flip_seed=5, first_step=2, count=2))
+    """Two workers give what the process itself gives, flips and crops included, also from a later step on."""
+    augmentation = Augmentation(5, flip=True, crop=(0.3, 1.0))
+    alone = take(images, augmentation=augmentation)
+    assert same(alone, take(images, workers=2, augmentation=augmentation))
+    assert same(alone[2:], take(images, workers=2, augmentation=augmentation, first_step=2, count=2))
 
 
 def test_flips_are_keyed_by_seed_step_and_position(images: ImageSet):
@@ -79,13 +82,34 @@ def test_without_a_flip_seed_nothing_is_flipped(images: ImageSet):
     assert not any(flipped(images, Item(0, step, 0), seed=None) for step in range(20))
 
 
+def test_crops_are_parts_of_the_asked_size(images: ImageSet):
+    """Their area and shape lie in the range, they reach all borders, and step and position draw others."""
+    whole = Image.fromarray(np.indices((60, 90)).transpose(1, 2, 0).astype(np.uint8)[..., [0, 1, 1]])
+
+    def load(index: int, crop: Crop | None = None) -> Tensor:
+        return to_tensor(whole, (16, 16), 3, crop=crop)
+
+    ramps = ImageSet([], [-1], ["ramps"], load)
+    order = [[Item(0, step, position) for position in range(20)] for step in range(20)]
+    batches = load_batches(ramps, order, 0, Augmentation(3, False, (0.25, 0.5)))
+    seen = torch.cat([batch.images for batch in batches]).float()
+    # rows and columns that the 16 pixels span, half a pixel beyond their centres at either end
+    heights = (seen[:, 0, -2, 8] - seen[:, 0, 1, 8]) * 16 / 13
+    widths = (seen[:, 1, 8, -2] - seen[:, 1, 8, 1]) * 16 / 13
+    shares, ratios = heights * widths / (60 * 90), widths / heights
+    assert 0.24 < shares.min() < 0.28 and 0.47 < shares.max() < 0.52
+    assert 0.70 < ratios.min() < 0.80 and 1.25 < ratios.max() < 1.40
+    assert seen[:, 0].min() < 2 and seen[:, 0].max() > 57 and seen[:, 1].min() < 2 and seen[:, 1].max() > 87
+    assert len(seen.flatten(1).unique(dim=0)) == len(seen)
+
+
 def broken_at(images: ImageSet, *indices: int) -> ImageSet:
     """The same set, some of whose images cannot be read any more."""
 
-    def load(index: int) -> Tensor:
+    def load(index: int, crop: Crop | None = None) -> Tensor:
         if index in indices:
             raise UserError(f"{images.names[index]}: cannot be read")
-        return images.load(index)
+        return images.load(index, crop)
 
     return ImageSet(images.classes, images.labels, images.names, load)
 

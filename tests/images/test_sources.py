@@ -12,7 +12,7 @@ from PIL import Image
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.sources import SHAPES_TRAIN, ImageSet, open_images
+from vqvae2.images.sources import SHAPES_TRAIN, ImageSet, open_images, with_flipped_copies
 
 FASHION_MNIST = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 
@@ -166,3 +166,13 @@ def test_fashion_mnist(tmp_path: Path):
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
     assert validation.labels == labels.tolist()
     assert all(np.array_equal(validation.load(i).numpy(), pixels[i]) for i in (0, 17, count - 1))
+
+
+def test_flipped_copies_follow_the_images(tmp_path: Path):
+    """Each under a name of its own, with the label of the image that it mirrors."""
+    images = open_images(ImagesConfig(source="shapes", size=16, max_images=10), seed=0).train
+    both = with_flipped_copies(images)
+    assert len(both) == len(set(both.names)) == 20 and both.labels == images.labels * 2
+    for i in range(10):
+        assert torch.equal(both.load(i), images.load(i))
+        assert torch.equal(both.load(10 + i), images.load(i).flip(-1))

@@ -4,6 +4,7 @@ import io
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,28 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 Colour = tuple[int, int, int]
 
 
-def read_image(path: Path, height_width: tuple[int, int], channels: int, background: Colour = WHITE) -> Tensor:
+class Crop(NamedTuple):
+    """A part of an image.
+
+    Attributes:
+        area: its share of the image.
+        ratio: by how much wider it is than the wanted shape.
+        x: where it lies from left (0) to right (1).
+        y: likewise from top to bottom.
+    """
+
+    area: float
+    ratio: float
+    x: float
+    y: float
+
+
+def read_image(
+    path: Path, height_width: tuple[int, int], channels: int, background: Colour = WHITE, crop: Crop | None = None
+) -> Tensor:
     """Read, turn upright, scale to cover `height_width` and crop the centre: uint8 (C, H, W).
+
+    With `crop` that part is scaled instead.
 
     Raises:
         UserError: the file is missing, too large to be an honest picture, or cannot be decoded.
@@ -31,40 +52,58 @@ def read_image(path: Path, height_width: tuple[int, int], channels: int, backgro
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 with Image.open(path) as image:
-                    draft(image, height_width)
-                    return to_tensor(image, height_width, channels, background)
+                    draft(image, height_width, crop)
+                    return to_tensor(image, height_width, channels, background, crop)
             except OSError:  # some JPEGs can be decoded at their full size alone
                 with Image.open(path) as image:
-                    return to_tensor(image, height_width, channels, background)
+                    return to_tensor(image, height_width, channels, background, crop)
     except Exception as error:  # decoders raise nearly anything on spoilt bytes
         raise UserError(
             f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
         ) from error
 
 
-def draft(image: Image.Image, height_width: tuple[int, int]) -> None:
+def draft(image: Image.Image, height_width: tuple[int, int], crop: Crop | None) -> None:
     """Let the JPEG decoder scale down by itself, to no less than the side needed after a possible turn."""
-    side = max(height_width)
+    side = max(height_width) if crop is None else max(height_width) * max(crop.ratio, 1 / crop.ratio) / crop.area**0.5
     if image.format == "JPEG" and min(image.size) >= 2 * side:
         scale = min(image.size) / side
         image.draft(None, (int(image.width / scale), int(image.height / scale)))
 
 
-def to_tensor(image: Image.Image, height_width: tuple[int, int], channels: int, background: Colour = WHITE) -> Tensor:
+def to_tensor(
+    image: Image.Image,
+    height_width: tuple[int, int],
+    channels: int,
+    background: Colour = WHITE,
+    crop: Crop | None = None,
+) -> Tensor:
     """Any Pillow image -> uint8 (C, H, W): upright, in sRGB or grayscale, centre-cropped to the wanted shape.
 
-    What is transparent is laid over `background`.
+    What is transparent is laid over `background`. With `crop` that part is scaled to the wanted shape.
     """
     height, width = height_width
     profile = image.info.get("icc_profile")
     image = to_eight_bits(ImageOps.exif_transpose(image), background)
-    if image.size != (width, height):
+    if crop is not None:
+        box = crop_box(image.size, width / height, crop)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    elif image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     if profile:
         image = to_srgb(image, profile)
     image = image.convert("L" if channels == 1 else "RGB")
     pixels = np.array(image, dtype=np.uint8).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def crop_box(size: tuple[int, int], aspect: float, crop: Crop) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) of a part of an image of `size` (width, height); `aspect`: of the wanted shape."""
+    width, height = size
+    area, ratio = crop.area * width * height, crop.ratio * aspect
+    box_width, box_height = min(width, (area * ratio) ** 0.5), min(height, (area / ratio) ** 0.5)
+    left, upper = crop.x * (width - box_width), crop.y * (height - box_height)
+    return left, upper, left + box_width, upper + box_height
 
 
 def to_eight_bits(image: Image.Image, background: Colour) -> Image.Image:

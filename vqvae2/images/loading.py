@@ -10,10 +10,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from vqvae2.errors import UserError
+from vqvae2.images.decode import Crop
 from vqvae2.images.order import Item
 from vqvae2.images.sources import ImageSet
 from vqvae2.seeding import keyed_generator
 
+WIDEST = 4 / 3  # of a random crop, against the wanted shape
 MOST_REPLACED = 16  # unreadable images in a row; more mean that the folder is gone
 
 
@@ -33,30 +35,57 @@ class ImageBatch(NamedTuple):
     indices: Tensor
 
 
+class Augmentation(NamedTuple):
+    """What changes training images at random, by (seed, step, place in the global batch) alone.
+
+    Attributes:
+        seed: of the run.
+        flip: mirror every other one.
+        crop: smallest and largest share of the area that is kept, at up to 4:3 in either direction; None: all.
+    """
+
+    seed: int
+    flip: bool
+    crop: tuple[float, float] | None
+
+
 class _Loaded(Dataset):
     """Items of images -> (image, label, position, index), and the messages of files that had to be replaced."""
 
-    def __init__(self, images: ImageSet, flip_seed: int | None):
+    def __init__(self, images: ImageSet, augmentation: Augmentation | None):
         self.images = images
-        self.flip_seed = flip_seed
+        self.augmentation = augmentation
 
     def __getitem__(self, item: Item) -> tuple[tuple[Tensor, int, int, int] | None, list[str]]:
         failures: list[str] = []
         for offset in range(min(MOST_REPLACED, len(self.images))):
             index = (item.index + offset) % len(self.images)
             try:
-                image = self.images.load(index)
+                image = self._load(index, item)
             except UserError as error:  # raised in a worker it would reach the user as that worker's traceback
                 failures.append(str(error))
                 continue
-            if self.flip_seed is not None and _flips(self.flip_seed, item):
-                image = image.flip(-1)
             return (image, self.images.labels[index], item.position, index), failures
         return None, failures
 
+    def _load(self, index: int, item: Item) -> Tensor:
+        augmentation = self.augmentation
+        if augmentation is None:
+            return self.images.load(index)
+        image = self.images.load(index, _crop(augmentation, item))
+        return image.flip(-1) if augmentation.flip and _uniforms(augmentation, "flip", item, 1)[0] < 0.5 else image
 
-def _flips(seed: int, item: Item) -> bool:
-    return torch.rand((), generator=keyed_generator(seed, "flip", item.step, item.position)).item() < 0.5
+
+def _crop(augmentation: Augmentation, item: Item) -> Crop | None:
+    if augmentation.crop is None:
+        return None
+    smallest, largest = augmentation.crop
+    area, ratio, x, y = _uniforms(augmentation, "crop", item, 4)
+    return Crop(smallest + area * (largest - smallest), WIDEST ** (2 * ratio - 1), x, y)
+
+
+def _uniforms(augmentation: Augmentation, what: str, item: Item, count: int) -> list[float]:
+    return torch.rand(count, generator=keyed_generator(augmentation.seed, what, item.step, item.position)).tolist()
 
 
 def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, list[str]]:
@@ -69,18 +98,21 @@ def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, lis
 
 
 def load_batches(
-    images: ImageSet, order: Sampler[list[Item]] | Sequence[list[Item]], workers: int, flip_seed: int | None = None
+    images: ImageSet,
+    order: Sampler[list[Item]] | Sequence[list[Item]],
+    workers: int,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[ImageBatch]:
     """The batches that `order` lists, loaded ahead by `workers` processes.
 
-    The images are flipped at random where `flip_seed` is given. In place of one that has become
+    In place of one that has become
     unreadable the next one is taken, with a warning, once for each file.
 
     Raises:
         UserError: several images in a row cannot be read.
     """
     loader = DataLoader(
-        _Loaded(images, flip_seed),
+        _Loaded(images, augmentation),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,

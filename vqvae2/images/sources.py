@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torchvision.datasets
 from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.decode import read_image, to_tensor
+from vqvae2.images.decode import Crop, read_image, to_tensor
 from vqvae2.images.folder import Listing, list_images, split
 from vqvae2.images.shapes import CLASSES, draw
 
@@ -22,6 +22,12 @@ NO_LABEL = -1
 Look = Callable[[Path], Listing]
 
 
+class Loader(Protocol):
+    """What loads one image of a set."""
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one size with their labels and names.
@@ -30,14 +36,14 @@ class ImageSet:
         classes: names of the classes, in the order of their labels; empty where there are none.
         labels: class index of each image, NO_LABEL where there are no classes.
         names: a name for each image: the path below its folder, or its index.
-        load: index -> uint8 (C, H, W).
+        load: index, and the part of the image if it is not the whole -> uint8 (C, H, W).
         warned: what has been said about images that became unreadable.
     """
 
     classes: list[str]
     labels: list[int]
     names: list[str]
-    load: Callable[[int], Tensor]
+    load: Loader
     warned: set[str] = field(default_factory=set, compare=False)
 
     def __len__(self) -> int:
@@ -73,10 +79,9 @@ def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Sp
 
 
 def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
-    def load(index: int) -> Tensor:
-        return to_tensor(
-            draw((seed, part, index), index % len(CLASSES), images.height_width), images.height_width, images.channels
-        )
+    def load(index: int, crop: Crop | None = None) -> Tensor:
+        drawn = draw((seed, part, index), index % len(CLASSES), images.height_width)
+        return to_tensor(drawn, images.height_width, images.channels, crop=crop)
 
     labels = [i % len(CLASSES) for i in range(count)]
     return ImageSet(list(CLASSES), labels, [f"{part}_{i:06d}" for i in range(count)], load)
@@ -99,9 +104,9 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
 
 
 def _files(images: ImagesConfig, listing: Listing) -> ImageSet:
-    def load(index: int) -> Tensor:
+    def load(index: int, crop: Crop | None = None) -> Tensor:
         return read_image(
-            listing.folder / listing.names[index], images.height_width, images.channels, tuple(images.background)
+            listing.folder / listing.names[index], images.height_width, images.channels, tuple(images.background), crop
         )
 
     return ImageSet(listing.classes, listing.labels, listing.names, load)
@@ -131,8 +136,8 @@ def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> 
     labels = [int(x) for x in (targets if targets is not None else (dataset[i][1] for i in range(len(dataset))))]
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
 
-    def load(index: int) -> Tensor:
-        return to_tensor(dataset[index][0], images.height_width, images.channels, tuple(images.background))
+    def load(index: int, crop: Crop | None = None) -> Tensor:
+        return to_tensor(dataset[index][0], images.height_width, images.channels, tuple(images.background), crop)
 
     return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], load)
 
@@ -151,4 +156,15 @@ def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
 
 def _subset(images: ImageSet, indices: list[int]) -> ImageSet:
     labels, names = [images.labels[i] for i in indices], [images.names[i] for i in indices]
-    return ImageSet(images.classes, labels, names, lambda index: images.load(indices[index]))
+    return ImageSet(images.classes, labels, names, lambda index, crop=None: images.load(indices[index], crop))
+
+
+def with_flipped_copies(images: ImageSet) -> ImageSet:
+    """The images, then each of them mirrored, under its name with "flipped" behind."""
+
+    def load(index: int, crop: Crop | None = None) -> Tensor:
+        image = images.load(index % len(images), crop)
+        return image if index < len(images) else image.flip(-1)
+
+    names = images.names + [f"{name} flipped" for name in images.names]
+    return ImageSet(images.classes, images.labels * 2, names, load, images.warned)
