@@ -1,6 +1,7 @@
 """The training loop in one process: accumulation, resuming, and updates that are not finite."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -93,8 +94,9 @@ def train(
     objective: Objective,
     settings: TrainConfig,
     validate: Callable[[int], dict[str, float]] = lambda step: {"figure": 0.0},
+    pause: float = 0.0,
 ) -> None:
-    """Run the loop on one CPU process."""
+    """Run the loop on one CPU process; `pause`: seconds until each batch is there."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     parts = settings.gradient_accumulation_steps
@@ -102,6 +104,7 @@ def train(
 
     def batches(first_step: int) -> Iterator[Any]:
         for step in count(first_step):
+            time.sleep(pause)
             for i in range(0, BATCH, BATCH // parts):
                 yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
 
@@ -305,6 +308,13 @@ def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
         weights.append(objective.module.to_logits.weight.detach().clone())
     assert norms[0] == pytest.approx(norms[1]) and norms[0] > 1e-3
     assert not torch.allclose(*weights, rtol=1e-5)
+
+
+def test_waiting_for_data_is_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Where the images come slower than they are trained on."""
+    settings = TrainConfig(**{**SETTINGS, "log_every": 1})
+    train(tmp_path, prior_objective(settings), settings, pause=0.3)
+    assert capsys.readouterr().out.count("of the time went by waiting for data: raise images.workers") == 1
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:

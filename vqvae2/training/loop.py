@@ -4,7 +4,6 @@ Step is the only clock: all else follows from it, so that resuming is exact.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from vqvae2.seeding import derive_seed
 from vqvae2.stopping import StopRequests
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objectives import Objective
 from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
@@ -116,7 +116,7 @@ def train(
         dynamic_ncols=True,
     )
     stream = batches(first_step)
-    since = _Clock(first_step)
+    since = Clock(first_step)
     with bar, StopRequests() as requests:
         for step in range(first_step, config.total_steps):
             if step == objective.start_step:
@@ -129,7 +129,9 @@ def train(
             set_rate(optimiser, learning_rate(config, step))
             losses = []
             for part in range(config.gradient_accumulation_steps):
-                batch = _to_device(next(stream), accelerator.device)
+                with since.waiting():
+                    batch = next(stream)
+                batch = _to_device(batch, accelerator.device)
                 torch.manual_seed(derive_seed(seed, "dropout", step, part, accelerator.process_index))
                 with accelerator.accumulate(model):
                     loss = objective.loss(model, batch, step)
@@ -164,6 +166,8 @@ def train(
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
                 figures = dict(zip(sums, means.tolist(), strict=True))
                 sums = {}
+                if accelerator.is_main_process and (warning := since.slow_data()):
+                    bar.write(warning)
                 rate = since.images_per_second(done, config.batch_size)
                 report(done, "train", {**figures, "learning_rate": learning_rate(config, step), **rate})
                 bar.set_postfix_str(
@@ -246,33 +250,3 @@ def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
             f"The last good checkpoint in {directory / 'checkpoints'} is kept: "
             "lower the learning rate, or set mixed_precision to no, and use another run_dir"
         )
-
-
-class _Clock:
-    """Seconds spent on training steps since the last line of the log."""
-
-    def __init__(self, step: int):
-        self.step = step
-        self.began = time.monotonic()
-
-    def images_per_second(self, step: int, batch_size: int) -> Figures:
-        """Figures since the last call."""
-        seconds = time.monotonic() - self.began
-        images = (step - self.step) * batch_size
-        self.step, self.began = step, time.monotonic()
-        return {"seconds": seconds, "images_per_second": images / max(seconds, 1e-9)}
-
-    def paused(self) -> "_Pause":
-        """A block whose time does not count."""
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, clock: _Clock):
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.at = time.monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        self.clock.began += time.monotonic() - self.at
