@@ -90,13 +90,17 @@ class GatedLayer(nn.Module):
 
     def start(self, batch: int, width: int) -> "GatedState":
         """Buffers for drawing `batch` grids of `width` columns: everything outside the grid is zero."""
+        _, kernel_here = self.split_kernel()
+        rows = kernel_here.new_zeros(batch, self.extent, width + 2 * self.reach, self.horizontal_in.in_channels)
+        return GatedState(rows, kernel_here.contiguous())
+
+    def split_kernel(self) -> tuple[Tensor, Tensor]:
+        """The horizontal kernel as two matrices: of the positions to the left, (reach * channels, 2 *
+        residual_channels), and of the position itself, (channels, 2 * residual_channels), empty in the first layer.
+        """
         kernel = rearrange(self.horizontal_in.weight, "out c 1 w -> (w c) out")
         left = self.reach * self.horizontal_in.in_channels
-        return GatedState(
-            rows=kernel.new_zeros(batch, self.extent, width + 2 * self.reach, self.horizontal_in.in_channels),
-            kernel_left=kernel[:left].contiguous(),
-            kernel_here=kernel[left:].contiguous(),
-        )
+        return kernel[:left], kernel[left:]
 
     def row(
         self, state: "GatedState", vertical: Tensor, codes: Tensor, for_vertical: Tensor | float
@@ -134,12 +138,8 @@ class GatedState:
 
     Attributes:
         rows: what the vertical kernel reads, its last rows, (B, rows, W + padding, channels).
-        kernel_left: the part of the horizontal kernel that lies left of the code itself, (reach * channels, 2 *
-            residual_channels).
-        kernel_here: the part that reads the position of the code itself, (channels, 2 * residual_channels); the
-            first layer's is empty.
+        kernel_here: the part of the horizontal kernel that reads the position itself (see `split_kernel`).
     """
 
     rows: Tensor
-    kernel_left: Tensor
     kernel_here: Tensor

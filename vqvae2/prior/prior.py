@@ -150,7 +150,7 @@ class Cache:
         # Of the current row: what the horizontal stack starts from, what each layer gets from above and from the
         # condition, what each layer's kernel reads to the left of the current position, and the codes.
         self.start = torch.empty_like(self.positions[0])
-        self.kernels_left = torch.stack([state.kernel_left for state in self.gated])
+        self.kernels_left = torch.stack([layer.split_kernel()[0] for layer in prior.layers])
         layers, left, added = self.kernels_left.shape
         self.added = self.positions.new_empty(layers, batch, width, added)
         self.left = self.positions.new_empty(layers, batch, left)
