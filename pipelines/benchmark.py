@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
 def main() -> None:
     options = {
         "what": (str, ",".join(MEASUREMENTS), "what to measure, separated by commas"),
-        "repetitions": (int, 10, "calls of each, of which the median is taken"),
+        "repetitions": (int, 10, "calls of each, of which the fastest counts"),
         "output": (str, "benchmark.json", "the JSON file that the table is appended to"),
     }
     config, values = parse_config(description=__doc__, default_config=CONFIG, **options)

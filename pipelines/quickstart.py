@@ -19,6 +19,7 @@ def main() -> None:
     for stage in (1, 2, 3, 4):
         call(f"stage{stage}", *sys.argv[1:])
     call("sample", "--run_dir", config.run_dir, "--num_images", "64", "--guidance", "2")
+    call("evaluate", *sys.argv[1:])
 
     run_dir = Path(config.run_dir)
     newest = max((run_dir / "stage1" / "images").glob("*.png"))
@@ -26,6 +27,7 @@ def main() -> None:
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes")
     print(f"reconstructions (originals, from the top alone, from all levels): {newest}")
     print(f"samples: {grid}")
+    print(f"figures, samples of each class and curves on one page: {run_dir / 'report.html'}")
 
 
 def call(pipeline: str, *arguments: str) -> None:

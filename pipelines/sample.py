@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vqvae2.command_line import parse_options, run
+from vqvae2.evaluation.rejection import classifier_for, keep_best
 from vqvae2.generator import BATCH_SIZE, Generator
 from vqvae2.launch import join_processes
 from vqvae2.samples import start_from, write_samples
@@ -26,6 +27,8 @@ class Options:
         keep: top, bottom, left or right (a half), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
         resample: a level that is drawn anew with all finer ones, given the coarser codes of `image`.
         image: an image file, for resample.
+        keep_fraction: copy this fraction of the images, those that the classifier of evaluate.py is surest of, into a
+            folder of their own.
         dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
     """
 
@@ -42,6 +45,7 @@ class Options:
     keep: str = "top"
     resample: str | None = None
     image: str | None = None
+    keep_fraction: float | None = None
     dtype: str = "auto"
 
 
@@ -49,7 +53,8 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     state = join_processes()
     generator = Generator.from_run(options.run_dir, state.device, options.dtype)
-    grid = write_samples(
+    classifier = None if options.keep_fraction is None else classifier_for(generator, options.keep_fraction)
+    written = write_samples(
         generator,
         options.num_images,
         options.label,
@@ -59,7 +64,10 @@ def main() -> None:
         state,
         start_from(generator, options.complete, options.keep, options.resample, options.image),
     )
-    state.print(f"samples: {grid.parent}; grid: {grid}")
+    grid = written.grid
+    if options.keep_fraction is not None and state.is_main_process:
+        grid = keep_best(written, classifier, options.keep_fraction)
+    state.print(f"samples: {written.grid.parent}; grid: {grid}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the top; rooms on one floor may import one another
-    {"stages", "samples", "benchmarks"},
+    {"stages", "benchmarks"},
     {"evaluation"},
+    {"samples"},
     {"generator"},
     {"training"},
     {"codes"},

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -82,6 +83,19 @@ def parse_config(
     config = Config(**{key: values[key] for key in Config.__dataclass_fields__})
     check(config)
     return config, {name: values[name] for name in options}
+
+
+def config_of_run(arguments: Sequence[str] | None = None) -> Path:
+    """The configuration that the run of the flag --run_dir was made with; the default one where there is none."""
+    values = sys.argv[1:] if arguments is None else list(arguments)
+    named = [x.partition("=")[2] for x in values if x.startswith("--run_dir=")]
+    named += [value for flag, value in pairwise(values) if flag == "--run_dir"]
+    if not named or any(x.split("=")[0] == "--config" for x in values):
+        return DEFAULT_CONFIG
+    path = Path(named[-1]) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{path}: not there: finish the stages of this run first, or give --config")
+    return path
 
 
 def _refuse_empty_sections(namespace: Namespace) -> None:

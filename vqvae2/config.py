@@ -186,6 +186,32 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How a finished run is judged.
+
+    Attributes:
+        num_samples: images that are sampled, to compare with real ones and to train a classifier on; as many real
+            ones are compared, if there are.
+        temperature: of these samples.
+        top_p: of these samples.
+        guidance: of these samples.
+        classifier: the torchvision ResNet that is trained on real images, on reconstructions and on samples.
+        classifier_size: side in pixels that images are scaled to for the classifiers.
+        classifier_steps: updates of each classifier.
+        batch_size: images of a classifier's update, over all processes; elsewhere images of a process at a time.
+    """
+
+    num_samples: int = 5000
+    temperature: float = 1.0
+    top_p: float | None = None
+    guidance: float = 1.0
+    classifier: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    classifier_size: int = 128
+    classifier_steps: int = 2000
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: all its stages.
 
@@ -196,6 +222,7 @@ class Config:
         stage1: how the autoencoder is trained.
         stage2: how images are turned into codes.
         priors: the prior of each level, by the level's name.
+        evaluation: how the finished run is judged.
         seed: the number from which all randomness of training is derived.
         trackers: trackers to report to besides metrics.jsonl: tensorboard, wandb.
     """
@@ -206,6 +233,7 @@ class Config:
     stage1: TrainConfig
     stage2: Stage2Config
     priors: dict[str, PriorConfig]
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
 
@@ -270,6 +298,7 @@ def _requirements(config: Config) -> Iterator[Requirement]:
     for name, prior in config.priors.items():
         yield from _prior_requirements(f"priors.{name}", prior, coarsest=names[:1] == [name])
         yield from _train_requirements(f"priors.{name}.train", prior.train)
+    yield from _evaluation_requirements(config.evaluation)
 
 
 def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
@@ -368,6 +397,17 @@ def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:
         yield Requirement(value is None or 0 < value < math.inf, f"{key}.{name}", value, "a number above 0")
     decay = train.weight_average_decay
     yield Requirement(decay is None or 0 < decay < 1, f"{key}.weight_average_decay", decay, "between 0 and 1, or null")
+
+
+def _evaluation_requirements(evaluation: EvaluationConfig) -> Iterator[Requirement]:
+    for name, least in (("num_samples", 2), ("classifier_size", 32), ("classifier_steps", 1), ("batch_size", 1)):
+        yield _at_least(f"evaluation.{name}", getattr(evaluation, name), least)
+    temperature, top_p = evaluation.temperature, evaluation.top_p
+    positive = 0 < temperature < math.inf
+    yield Requirement(positive, "evaluation.temperature", temperature, "a number above 0")
+    share = top_p is None or 0 < top_p <= 1
+    yield Requirement(share, "evaluation.top_p", top_p, "above 0 and at most 1, or null")
+    yield _at_least("evaluation.guidance", evaluation.guidance, 0)
 
 
 def _at_least(key: str, value: float, least: float) -> Requirement:

@@ -21,6 +21,20 @@ from vqvae2.stopping import StopRequests
 GRID_IMAGES = 64  # a grid shows no more
 
 
+class Written(NamedTuple):
+    """Sampled images as files.
+
+    Attributes:
+        paths: of the images.
+        labels: class index of each, (N,), -1 for none; None where there are no classes.
+        grid: of the picture that shows the first ones together.
+    """
+
+    paths: list[Path]
+    labels: torch.Tensor | None
+    grid: Path
+
+
 class Start(NamedTuple):
     """What samples begin from: a name for their files, and the codes of one image that they keep, by level."""
 
@@ -71,8 +85,9 @@ def write_samples(
     batch_size: int,
     state: PartialState,
     start: Start | None = None,
-) -> Path:
-    """Sample images 0..num_images-1 of a seed into samples/, one PNG each, and a grid of the first ones.
+    folder: Path | None = None,
+) -> Written:
+    """Sample images 0..num_images-1 of a seed into a folder, one PNG each, and a grid of the first ones.
 
     The batches are dealt out to the processes; a batch whose files are all there is not made again.
 
@@ -85,9 +100,7 @@ def write_samples(
         batch_size: images made at a time by a process.
         state: which process this is.
         start: an image's codes that every sample keeps; None: all codes are drawn.
-
-    Returns:
-        The grid's path.
+        folder: where the files go; None: the run's samples/.
 
     Raises:
         StoppedError: a signal asked for it, or the launcher is gone; finished batches are kept.
@@ -96,7 +109,7 @@ def write_samples(
     at_least("batch_size", batch_size, 1)
     at_least("seed", seed, 0)
     labels = generator.labels(label, range(num_images), seed, controls["guidance"])
-    directory = make_dir(generator.run_dir / "samples")
+    directory = make_dir(folder or generator.run_dir / "samples")
     stem = _stem(label, controls, seed, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
@@ -131,13 +144,19 @@ def write_samples(
 
     grid = directory / f"grid_{stem}.png"
     if state.is_main_process:
-        shown = [_read(path) for path in paths[:GRID_IMAGES]]
         with writing(grid):
-            save_grid(torch.stack(shown), grid, columns=int(np.ceil(np.sqrt(len(shown)))))
-    return grid
+            save_samples_grid(paths, grid)
+    return Written(paths, labels, grid)
 
 
-def _read(path: Path) -> torch.Tensor:
+def save_samples_grid(paths: list[Path], grid: Path) -> None:
+    """The first GRID_IMAGES of the images at `paths` as one PNG."""
+    shown = [read_sample(path) for path in paths[:GRID_IMAGES]]
+    save_grid(torch.stack(shown), grid, columns=int(np.ceil(np.sqrt(len(shown)))))
+
+
+def read_sample(path: Path) -> torch.Tensor:
+    """A sampled image as it was made: uint8 (C, H, W)."""
     with Image.open(path) as image:
         pixels = np.array(image)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)

@@ -15,15 +15,17 @@ from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local
 from vqvae2.errors import UserError
 from vqvae2.evaluation.likelihood import nats_per_code
 from vqvae2.evaluation.reconstruction import usage_warnings, validate_autoencoder
+from vqvae2.evaluation.report import write_report
+from vqvae2.evaluation.window import validation_window
 from vqvae2.images.loading import Augmentation, load_batches
 from vqvae2.images.order import StepOrder
-from vqvae2.images.sources import Splits, open_images, with_flipped_copies
-from vqvae2.images.survey import surveyor
+from vqvae2.images.sources import Splits, with_flipped_copies
+from vqvae2.images.survey import open_surveyed
 from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import codes_path, recorded_configuration, stage_dir
+from vqvae2.run_directory import codes_path, record_configuration, recorded_configuration, stage_dir
 from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
 from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
@@ -39,7 +41,7 @@ def train_autoencoder(config: Config) -> None:
     if not begin_training(directory, sections, stage1, accelerator):
         return
 
-    splits = _open_images(config, accelerator)
+    splits = open_surveyed(config, accelerator)
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
     accelerator.print(
         f"{len(splits.train)} images to train on, {len(splits.validation)} held out; "
@@ -64,7 +66,18 @@ def train_autoencoder(config: Config) -> None:
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
     with recorded(directory, sections, accelerator):
-        train(objective, batches, validate, stage1, directory, config.seed, accelerator, description)
+        record_run(config, accelerator)
+        train(
+            objective,
+            batches,
+            validate,
+            stage1,
+            directory,
+            config.seed,
+            accelerator,
+            description,
+            lambda: write_report(Path(config.run_dir)),
+        )
     accelerator.end_training()
     accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
 
@@ -74,7 +87,7 @@ def write_codes(config: Config) -> None:
     trained = load_autoencoder(config.run_dir)
     accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
-    splits = _open_images(config, accelerator)
+    splits = open_surveyed(config, accelerator)
     _check_images(config, trained, splits)
     if config.stage2.flipped_copies:
         splits = splits._replace(train=with_flipped_copies(splits.train))
@@ -89,14 +102,6 @@ def write_codes(config: Config) -> None:
             )
             new = f"{written} of them new" if written else "finished before"
             accelerator.print(f"{path}: {len(images)} images, {new}")
-
-
-def _open_images(config: Config, accelerator: Accelerator) -> Splits:
-    """The run's images; the files are those that stage 1 began with."""
-    frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
-    with accelerator.main_process_first():  # the other processes find the survey made
-        look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
-        return open_images(config.images, config.seed, look)
 
 
 def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -> None:
@@ -152,14 +157,32 @@ def train_prior(config: Config, level: str) -> None:
         return load_code_batches(train_codes, _order(len(train_codes), settings, config.seed, first_step, accelerator))
 
     def validate(step: int) -> dict[str, float]:
-        return {"nats_per_code": nats_per_code(prior, validation_codes, local_batch, accelerator)}
+        return {"nats_per_code": nats_per_code(prior, validation_codes, window, local_batch, accelerator)}
 
+    window = validation_window(len(validation_codes))
     objective = PriorObjective(prior, settings.batch_size, config.seed)
     description = describe_prior(prior, trained)
     with recorded(directory, sections, accelerator):
-        train(objective, batches, validate, settings, directory, config.seed, accelerator, description)
+        record_run(config, accelerator)
+        train(
+            objective,
+            batches,
+            validate,
+            settings,
+            directory,
+            config.seed,
+            accelerator,
+            description,
+            lambda: write_report(Path(config.run_dir)),
+        )
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
+
+
+def record_run(config: Config, accelerator: Accelerator) -> None:
+    """Write the whole configuration into the run's folder: what evaluate.py starts from."""
+    if accelerator.is_main_process:
+        record_configuration(Path(config.run_dir), as_dict(config))
 
 
 def _local_batch(key: str, settings: TrainConfig, accelerator: Accelerator) -> int:

@@ -56,11 +56,11 @@ def validate_autoencoder(
         with accelerator.autocast():
             reconstruction = autoencoder(originals)
         errors = (to_float(originals) - reconstruction.images.float()).square().mean(dim=(1, 2, 3)).double()
-        sums += torch.stack([errors.sum(), psnr(errors).sum(), errors.new_tensor(len(errors))])
+        sums += torch.stack([errors.sum(), decibels(errors).sum(), errors.new_tensor(len(errors))])
         for count, result in zip(counts, reconstruction.quantised, strict=True):
             count += code_counts(result.codes, len(count))
-    squared, decibels, seen = accelerator.reduce(sums).tolist()
-    figures = {"mse": squared / seen, "psnr": decibels / seen}
+    squared, peak_ratios, seen = accelerator.reduce(sums).tolist()
+    figures = {"mse": squared / seen, "psnr": peak_ratios / seen}
     for level, count in zip(levels, counts, strict=True):
         usage = usage_of(accelerator.reduce(count))
         figures |= {f"{level.name}_usage": usage.usage, f"{level.name}_perplexity": usage.perplexity}
@@ -94,8 +94,8 @@ def usage_warnings(
     return lines
 
 
-def psnr(squared_errors: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels of mean squared errors of values in [-1, 1], whose range is 2."""
+def decibels(squared_errors: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared errors of values in [-1, 1], whose range is 2."""
     return 10 * torch.log10(4 / squared_errors.clamp(min=1e-10))
 
 

@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vqvae2.config import ImagesConfig
+from vqvae2.config import Config, ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
-from vqvae2.run_directory import make_dir, write_atomically
+from vqvae2.images.sources import Splits, open_images
+from vqvae2.run_directory import make_dir, recorded_configuration, stage_dir, write_atomically
 
 BATCH = 16  # files a worker looks at before it reports
 TURNED = range(5, 9)  # EXIF orientations that swap width and height
@@ -131,6 +133,14 @@ def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> C
         return Listing(survey.classes, [x.label for x in files], [x.name for x in files], folder, survey.ignored)
 
     return look
+
+
+def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
+    """The images of a run; the files are those that stage 1 began with, once it has."""
+    frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
+    with accelerator.main_process_first():  # the other processes find the survey made
+        look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
+        return open_images(config.images, config.seed, look)
 
 
 def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:

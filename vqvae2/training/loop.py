@@ -46,6 +46,7 @@ def train(
     seed: int,
     accelerator: Accelerator,
     description: dict[str, Any],
+    after_validation: Callable[[], object] = lambda: None,
 ) -> None:
     """Train to `config.total_steps` updates and export the model.
 
@@ -62,6 +63,7 @@ def train(
         seed: dropout is derived from (seed, step, accumulation step, process).
         accelerator: with the precision and accumulation of `config`.
         description: goes into model.json beside the weights.
+        after_validation: called on the first process when a validation's figures are written.
 
     Raises:
         UserError: a loss or gradient was not finite, or a checkpoint could not be written.
@@ -181,6 +183,7 @@ def train(
                         bar.write(
                             f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
                         )
+                        after_validation()
             if done % config.save_every == 0 or last:
                 with since.paused():
                     save(done)

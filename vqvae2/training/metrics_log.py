@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from vqvae2.run_directory import write_atomically
 
@@ -18,6 +19,12 @@ class MetricsLog:
         """One line: the number of updates done, `train` or `validation`, and the figures."""
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; empty where it is not there."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 
 def _step_of(line: str) -> float:

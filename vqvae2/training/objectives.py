@@ -101,12 +101,12 @@ class AutoencoderObjective:
             self.start_step, self.started = began, True
 
 
-class PriorObjective:
-    """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+class WeightsObjective:
+    """What all objectives share that train a module's weights at one rate, and nothing else."""
 
-    def __init__(self, prior: Prior, batch_size: int, seed: int):
+    def __init__(self, module: nn.Module, batch_size: int, seed: int):
         """`batch_size`: of the global batch."""
-        self.module = prior
+        self.module = module
         self.rate_factors: dict[nn.Parameter, float] = {}
         self.start_step = None
         self.batch_size = batch_size
@@ -114,11 +114,6 @@ class PriorObjective:
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
         """Nothing starts from data."""
-
-    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        labels = self._drop_labels(batch.labels, batch.positions, step)
-        nll = code_nll(model, self.module, batch.codes, labels).mean()
-        return Loss(nll, {"nats_per_code": nll.detach()})
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
         """Nothing moves but the weights."""
@@ -129,11 +124,24 @@ class PriorObjective:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """There is none."""
 
+    def uniforms(self, purpose: str, positions: Tensor, step: int) -> Tensor:
+        """A number in [0, 1) for each place in the global batch, by (seed, purpose, step, place) alone."""
+        drawn = torch.rand(self.batch_size, generator=keyed_generator(self.seed, purpose, step))
+        return drawn.to(positions.device)[positions]
+
+
+class PriorObjective(WeightsObjective):
+    """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        labels = self._drop_labels(batch.labels, batch.positions, step)
+        nll = code_nll(model, self.module, batch.codes, labels).mean()
+        return Loss(nll, {"nats_per_code": nll.detach()})
+
     def _drop_labels(self, labels: Tensor, positions: Tensor, step: int) -> Tensor:
         """Hide a share of the labels, by each image's place in the global batch."""
-        uniforms = torch.rand(self.batch_size, generator=keyed_generator(self.seed, "label dropout", step))
-        hidden = uniforms < self.module.config.label_dropout
-        return torch.where(hidden.to(labels.device)[positions], -1, labels)
+        hidden = self.uniforms("label dropout", positions, step) < self.module.config.label_dropout
+        return torch.where(hidden, -1, labels)
 
 
 def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:

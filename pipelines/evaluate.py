@@ -1,0 +1,18 @@
+"""Judge a finished run: evaluation.json and report.html. Run the same command again to go on where it stopped.
+
+Give --run_dir alone, and the configuration is the one that the run was made with; any field of the section
+evaluation can be set: --evaluation.num_samples 1000.
+"""
+
+from vqvae2.command_line import config_of_run, parse_config, run
+from vqvae2.evaluation.evaluate import evaluate
+
+
+def main() -> None:
+    config, _ = parse_config(description=__doc__, default_config=config_of_run())
+    path = evaluate(config)
+    print(f"figures: {path}; page: {path.with_name('report.html')}")
+
+
+if __name__ == "__main__":
+    run(main)

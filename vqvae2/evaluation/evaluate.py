@@ -1,0 +1,166 @@
+"""The evaluation of a finished run: evaluation.json, pictures, and the report page."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from vqvae2.config import Config, as_dict, local_batch_size
+from vqvae2.evaluation import figures, inception, pictures
+from vqvae2.evaluation.classifier import Classifier, Seen
+from vqvae2.evaluation.fidelity import nearest
+from vqvae2.evaluation.parts import found, part_dir
+from vqvae2.evaluation.pixels import lpips_weights, lpips_weights_are_there
+from vqvae2.evaluation.rejection import REAL_CLASSIFIER
+from vqvae2.evaluation.report import write_report
+from vqvae2.evaluation.subject import Subject, as_image_set
+from vqvae2.evaluation.window import share_of, validation_window
+from vqvae2.launch import start_accelerator
+from vqvae2.locking import locked
+from vqvae2.run_directory import compare_configuration, recorded_configuration, stage_dir, write_atomically
+from vqvae2.samples import Written, write_samples
+
+CONTROLS = ("temperature", "top_p", "guidance")
+CLASSIFIER = ("classifier", "classifier_size", "classifier_steps", "batch_size")
+
+
+def evaluate(config: Config) -> Path:
+    """Judge a finished run; what an interrupted evaluation has found is kept.
+
+    Returns:
+        The path of evaluation.json.
+
+    Raises:
+        UserError: a stage has not finished, or the images are not those of stage 1.
+    """
+    accelerator = start_accelerator("evaluation", "auto")
+    local_batch_size("evaluation.batch_size", config.evaluation.batch_size, accelerator.num_processes)
+    stage1 = stage_dir(config.run_dir, 1)
+    if former := recorded_configuration(stage1):
+        given = {key: as_dict(config)[key] for key in ("images", "seed")}
+        compare_configuration(stage1, {**former, **given})
+    subject = Subject.open(config, accelerator)
+    path = Path(config.run_dir) / "evaluation.json"
+    with locked(subject.directory) if accelerator.is_main_process else nullcontext():
+        judged = judge(subject)
+        if accelerator.is_main_process:
+            write_atomically(path, json.dumps(judged, indent=2).encode())
+            write_report(Path(config.run_dir))
+        accelerator.wait_for_everyone()
+    return path
+
+
+def judge(subject: Subject) -> dict[str, Any]:
+    """All figures of evaluation.json, the same on every process."""
+    config, accelerator = subject.config.evaluation, subject.accelerator
+    if not lpips_weights_are_there():
+        accelerator.print(
+            f"{lpips_weights()}: not there, so LPIPS is left out: torchvision's AlexNet, by its weights' url"
+        )
+
+    directory = part_dir(subject.directory, "reconstruction", subject.made_of(), accelerator)
+    judged = found(directory, lambda: figures.reconstruction(subject), accelerator)
+    directory = part_dir(subject.directory, "likelihood", subject.made_of(priors=True), accelerator)
+    judged["likelihood"] = found(directory, lambda: figures.likelihood(subject), accelerator)
+
+    made_of = subject.made_of("num_samples", *CONTROLS, priors=True)
+    directory = part_dir(subject.directory, "samples", made_of, accelerator)
+    controls = {name: getattr(config, name) for name in CONTROLS} | {"top_k": None}
+    written = write_samples(
+        subject.generator,
+        config.num_samples,
+        None,
+        controls,
+        subject.config.seed,
+        config.batch_size,
+        accelerator,
+        folder=directory,
+    )
+
+    classifiers = _classifiers(subject, written) if subject.classes else {}
+    made_of = subject.made_of("num_samples", *CONTROLS, *CLASSIFIER, priors=True)
+    directory = part_dir(subject.directory, "comparison", made_of, accelerator)
+    judged |= found(directory, lambda: compare(subject, written, classifiers, directory), accelerator)
+    return judged
+
+
+def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
+    """Classifiers that have seen real images, reconstructions, samples alone."""
+    train, codes = subject.images.train, subject.codes["train"]
+    samples = as_image_set(written, subject.classes)
+    kinds = {
+        "real": (len(train), lambda order: subject.real(train, order), subject.made_of(*CLASSIFIER)),
+        "reconstructions": (len(codes), lambda order: subject.decoded("train", order), subject.made_of(*CLASSIFIER)),
+        "samples": (
+            len(samples),
+            lambda order: subject.real(samples, order),
+            subject.made_of("num_samples", *CONTROLS, *CLASSIFIER, priors=True),
+        ),
+    }
+    del kinds["real"][2]["autoencoder"]  # which it knows nothing of
+    classifiers = {}
+    for name, (count, batches, made_of) in kinds.items():
+        part = REAL_CLASSIFIER if name == "real" else f"classifier_{name}"
+        directory = part_dir(subject.directory, part, made_of, subject.accelerator)
+        classifiers[name] = figures.trained_classifier(subject, name, count, batches, directory)
+    return classifiers
+
+
+def compare(subject: Subject, written: Written, classifiers: dict[str, Classifier], directory: Path) -> dict[str, Any]:
+    """The sections `fidelity`, `classification_accuracy` and `rejection`, and the pictures of the report."""
+    accelerator = subject.accelerator
+    windows = {
+        "real": validation_window(len(subject.images.train), subject.config.evaluation.num_samples),
+        "held_out": validation_window(len(subject.images.validation), subject.config.evaluation.num_samples),
+        "samples": list(range(len(written.paths))),
+    }
+    sizes = {"height_width": list(subject.trained.height_width)}
+    fidelity: dict[str, Any] = {
+        "classifier_features": None,
+        "inception": None,
+        "real": {"split": "train", "images": len(windows["real"]), **sizes},
+        "samples": {"images": len(windows["samples"]), **_controls(subject), **sizes},
+        "reconstructions": {"split": "validation", "images": len(windows["held_out"]), **sizes},
+    }
+    accuracies, rejection, neighbours = None, [], None
+    if classifiers:
+        classifier = classifiers["real"]
+        seen = _seen(subject, written, windows, classifier)
+        resize = f"bilinear with antialiasing to {classifier.size}x{classifier.size}"
+        fidelity["classifier_features"] = {**figures.distances(**seen), "resize": resize}
+        rejection = figures.rejection(seen["samples"], written.labels, seen["real"])
+        neighbours = nearest(seen["samples"].features, seen["real"].features, pictures.NEIGHBOURS)
+        accuracies = {name: figures.accuracy(subject, x) for name, x in classifiers.items()}
+        told = seen["samples"].logits.argmax(1) == written.labels
+        accuracies |= {"samples_recognised": told.double().mean().item(), "classes": len(subject.classes)}
+    if why := inception.missing_weights():
+        accelerator.print(why)
+    else:
+        seen = _seen(subject, written, windows, inception.Inception(accelerator.device))
+        fidelity["inception"] = {**figures.distances(**seen), "resize": inception.RESIZE}
+    if accelerator.is_main_process:
+        pictures.draw_all(subject, written, windows["real"], neighbours, directory)
+    return {"fidelity": fidelity, "classification_accuracy": accuracies, "rejection": rejection}
+
+
+def _controls(subject: Subject) -> dict[str, Any]:
+    return {"seed": subject.config.seed, **{name: getattr(subject.config.evaluation, name) for name in CONTROLS}}
+
+
+def _seen(
+    subject: Subject, written: Written, windows: dict[str, list[int]], network: figures.Network
+) -> dict[str, Seen]:
+    """What a network sees in training images, in held-out ones, in reconstructions of these, and in samples."""
+    sets = {
+        "real": (subject.images.train, windows["real"]),
+        "held_out": (subject.images.validation, windows["held_out"]),
+        "samples": (as_image_set(written, subject.classes), windows["samples"]),
+    }
+    seen = {}
+    for name, (images, window) in sets.items():
+        mine = subject.in_order(share_of(window, subject.accelerator))
+        seen[name] = figures.see(subject, network, subject.real(images, mine), len(window))
+    window = windows["held_out"]
+    mine = subject.in_order(share_of(window, subject.accelerator))
+    seen["reconstructions"] = figures.see(subject, network, subject.decoded("validation", mine), len(window))
+    return seen

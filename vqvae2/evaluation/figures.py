@@ -1,0 +1,197 @@
+"""The figures of a run: how it reconstructs, how likely it finds images, how its samples compare with real ones."""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2.autoencoder.usage import code_counts, usage_of
+from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
+from vqvae2.evaluation.fidelity import FEWEST_IMAGES, fidelity, frechet_distance, precision_and_recall
+from vqvae2.evaluation.likelihood import nats_per_code, pixel_nats
+from vqvae2.evaluation.pixels import measures_for
+from vqvae2.evaluation.rejection import best_of_each_class, confidence
+from vqvae2.evaluation.subject import Subject
+from vqvae2.evaluation.window import gather_shares, share_of, validation_window
+from vqvae2.images.convert import to_float
+
+VARIANCE_IMAGES = 1024  # of training, that the variance of the pixels is fitted on
+KEPT_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
+
+Network = Callable[[Tensor], Seen]
+
+
+@torch.no_grad()
+def reconstruction(subject: Subject) -> dict[str, Any]:
+    """The sections `reconstruction` and `codebook`, over all held-out images."""
+    autoencoder, accelerator = subject.generator.autoencoder, subject.accelerator
+    images = subject.images.validation
+    measures = measures_for(subject.trained.height_width, accelerator.device)
+    shapes = subject.trained.shapes
+    counts = [torch.zeros(x.codebook_size, dtype=torch.long, device=accelerator.device) for x in shapes]
+    ways = {"all": len(shapes), "coarsest_alone": 1}
+    rows = [torch.zeros(0, len(ways) * len(measures), dtype=torch.float64, device=accelerator.device)]
+    mine = share_of(list(range(len(images))), accelerator)
+    with subject.progress("reconstruction", mine) as bar:
+        for batch in subject.real(images, subject.in_order(mine)):
+            originals = batch.images.to(accelerator.device)
+            with accelerator.autocast():
+                codes = autoencoder.encode(originals)
+            figures = []
+            for levels in ways.values():
+                decoded = subject.decode({name: codes[name] for name in autoencoder.names[:levels]})
+                figures += [measure(originals, decoded) for measure in measures.values()]
+            rows.append(torch.stack(figures, dim=1))
+            for count, name in zip(counts, autoencoder.names, strict=True):
+                count += code_counts(codes[name], len(count))
+            bar.update(len(originals))
+    means = gather_shares(torch.cat(rows), len(images), accelerator).mean(0).view(len(ways), len(measures)).tolist()
+    by_way = {way: dict(zip(measures, row, strict=True)) for way, row in zip(ways, means, strict=True)}
+    missing = {name: None for name in ("ssim", "lpips") if name not in measures}
+    alone = {"coarsest_alone": by_way["coarsest_alone"]} if len(shapes) > 1 else {}
+    usages = {x.name: usage_of(accelerator.reduce(count)) for x, count in zip(shapes, counts, strict=True)}
+    return {
+        "reconstruction": {**by_way["all"], **missing, "images": len(images), **alone},
+        "codebook": {name: usage._asdict() for name, usage in usages.items()},
+    }
+
+
+@torch.no_grad()
+def likelihood(subject: Subject) -> dict[str, Any]:
+    """The section `likelihood`: of codes given their labels, of pixels given their codes, and of both."""
+    accelerator, batch_size = subject.accelerator, subject.config.evaluation.batch_size
+    held_out, train = subject.codes["validation"], subject.codes["train"]
+    sets = {
+        "nats_per_code": (held_out, list(range(len(held_out)))),
+        "train_nats_per_code": (train, validation_window(len(train), len(held_out))),
+    }
+    levels = {
+        name: {key: nats_per_code(prior, *sets[key], batch_size, accelerator) for key in sets}
+        for name, prior in subject.generator.priors.items()
+    }
+    shapes = subject.trained.shapes
+    coded = sum(levels[x.name]["nats_per_code"] * x.height * x.width for x in shapes) / math.log(2)
+    plain = sum(math.log2(x.codebook_size) * x.height * x.width for x in shapes)
+    height, width = subject.trained.height_width
+    dimensions = subject.trained.channels * height * width
+
+    window = validation_window(len(subject.images.train), VARIANCE_IMAGES)
+    squared = _of_reconstructions(subject, subject.images.train, window, _squared_errors)
+    variance = max(squared.mean().item(), 1e-8)
+    all_held_out = list(range(len(subject.images.validation)))
+    nats = _of_reconstructions(
+        subject, subject.images.validation, all_held_out, lambda x, means: pixel_nats(x, means, variance)
+    )
+    pixel_bits = nats.mean().item() / math.log(2) / dimensions
+    return {
+        **levels,
+        "code_bits_per_dimension": coded / dimensions,
+        "pixel_bits_per_dimension": pixel_bits,
+        "bits_per_dimension": coded / dimensions + pixel_bits,
+        "pixel_variance": variance,
+        "bits_per_image": {"pixels": 8 * dimensions, "codes": plain, "coded_codes": coded},
+        "compression": {"codes": 8 * dimensions / plain, "coded_codes": 8 * dimensions / coded},
+        "images": {"held_out": len(held_out), "train": len(sets["train_nats_per_code"][1]), "variance": len(window)},
+    }
+
+
+def _squared_errors(images: Tensor, means: Tensor) -> Tensor:
+    return (to_float(images) - means.float()).square().mean(dim=(1, 2, 3)).double()
+
+
+def _of_reconstructions(
+    subject: Subject, images: Any, window: list[int], measure: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """A figure of each image of the window and of its reconstruction before rounding."""
+    accelerator = subject.accelerator
+    rows = [torch.zeros(0, dtype=torch.float64, device=accelerator.device)]
+    for batch in subject.real(images, subject.in_order(share_of(window, accelerator))):
+        originals = batch.images.to(accelerator.device)
+        with accelerator.autocast():
+            means = subject.generator.autoencoder(originals).images
+        rows.append(measure(originals, means))
+    return gather_shares(torch.cat(rows), len(window), accelerator)
+
+
+def trained_classifier(
+    subject: Subject, name: str, num_images: int, batches: Callable[[Any], Iterable[LabelledBatch]], directory: Path
+) -> Classifier:
+    """A classifier trained on one kind of images.
+
+    Args:
+        subject: the run.
+        name: of the kind, for messages.
+        num_images: of that kind.
+        batches: an order -> batches of them.
+        directory: of the part.
+    """
+    config, accelerator = subject.config, subject.accelerator
+    accelerator.print(f"classifier of {name}: {num_images} images")
+    return train_classifier(
+        new_classifier(config.evaluation, subject.trained.height_width, len(subject.classes), config.seed).to(
+            accelerator.device
+        ),
+        lambda step: iter(batches(subject.training_order(num_images, step))),
+        lambda classifier: accuracy(subject, classifier),
+        config.evaluation,
+        config.images.horizontal_flip,
+        directory,
+        config.seed,
+        accelerator,
+    )
+
+
+@torch.no_grad()
+def accuracy(subject: Subject, classifier: Classifier) -> float:
+    """Share of the real held-out images whose class it tells."""
+    images = subject.images.validation
+    everything = list(range(len(images)))
+    batches = subject.real(images, subject.in_order(share_of(everything, subject.accelerator)))
+    seen = see(subject, classifier, batches, len(images))
+    return (seen.logits.argmax(1) == torch.tensor(images.labels)).double().mean().item()
+
+
+@torch.no_grad()
+def see(subject: Subject, network: Network, batches: Iterable[LabelledBatch], total: int) -> Seen:
+    """What a network sees in `total` images, of which `batches` are this process's share, on every process."""
+    accelerator = subject.accelerator
+    parts = []
+    for batch in batches:
+        with accelerator.autocast():
+            parts.append(Seen(*(x.float() for x in network(batch.images.to(accelerator.device)))))
+    if not parts:  # more processes than images
+        parts = [Seen(*(x[:0].float() for x in network(_blank(subject))))]
+    return Seen(*(gather_shares(torch.cat(x), total, accelerator).cpu() for x in zip(*parts, strict=True)))
+
+
+def _blank(subject: Subject) -> Tensor:
+    shape = (1, subject.trained.channels, *subject.trained.height_width)
+    return torch.zeros(shape, dtype=torch.uint8, device=subject.accelerator.device)
+
+
+def distances(samples: Seen, real: Seen, held_out: Seen, reconstructions: Seen) -> dict[str, Any]:
+    """Figures of samples against training images, and of reconstructions against their originals."""
+    return {
+        **fidelity(samples, real),
+        "reconstruction_fid": frechet_distance(reconstructions.features, held_out.features),
+    }
+
+
+def rejection(samples: Seen, labels: Tensor, real: Seen) -> list[dict[str, float]]:
+    """Precision and recall of the samples that a classifier is surest of, by the fraction of each class that is kept.
+
+    Args:
+        samples: what the classifier of real images sees in the samples.
+        labels: asked for, (N,).
+        real: what it sees in training images.
+    """
+    rows = []
+    for fraction in KEPT_FRACTIONS:
+        kept = best_of_each_class(confidence(samples.logits, labels), labels, fraction)
+        if min(len(kept), len(real.features)) >= FEWEST_IMAGES:
+            figures = precision_and_recall(samples.features[kept], real.features)
+            rows.append({"fraction": fraction, "samples": len(kept), **figures})
+    return rows

@@ -1,0 +1,52 @@
+"""The parts of an evaluation: each keeps what it found in a folder, and is made again only where its inputs changed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from vqvae2.run_directory import make_dir, write_atomically
+
+
+def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: Accelerator) -> Path:
+    """The folder of a part, emptied where it holds what was made of something else.
+
+    Args:
+        evaluation: the folder of all parts.
+        name: of the part.
+        made_of: all that its results depend on, as JSON holds it.
+        accelerator: of the processes, which wait for one another.
+    """
+    directory = evaluation / name
+    if accelerator.is_main_process:
+        record = directory / "made_of.json"
+        wanted = json.dumps(made_of, indent=2, sort_keys=True).encode()
+        if directory.exists() and not (record.exists() and record.read_bytes() == wanted):
+            print(f"{directory}: made of something else by now: begun anew")
+            shutil.rmtree(directory)
+        make_dir(directory)
+        write_atomically(record, wanted)
+    accelerator.wait_for_everyone()
+    return directory
+
+
+def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
+    """The figures of a part: as its figures.json holds them, else computed by all processes and written by the first.
+
+    Args:
+        directory: of the part.
+        compute: the figures; what the first process returns counts.
+        accelerator: of the processes.
+    """
+    path = directory / "figures.json"
+    known = path.exists()
+    accelerator.wait_for_everyone()  # before anyone writes it
+    if not known:
+        figures = compute()
+        if accelerator.is_main_process:
+            write_atomically(path, json.dumps(figures, indent=2).encode())
+        accelerator.wait_for_everyone()
+    return json.loads(path.read_text())

@@ -1,0 +1,72 @@
+"""The pictures of a report: reconstructions, samples of each class, temperatures, nearest training images."""
+
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqvae2.evaluation.reconstruction import GRID_IMAGES, save_reconstruction_grid
+from vqvae2.evaluation.subject import Subject
+from vqvae2.evaluation.window import validation_window
+from vqvae2.images.grids import save_grid
+from vqvae2.samples import Written, read_sample
+
+COLUMNS = 8
+CLASSES_SHOWN = 10
+TEMPERATURES = (0.7, 0.85, 1.0, 1.15)
+NEIGHBOURS = 3
+
+
+def draw_all(subject: Subject, written: Written, real: list[int], neighbours: Tensor | None, directory: Path) -> None:
+    """Write the pictures of a report into `directory`.
+
+    Args:
+        subject: the run.
+        written: its samples.
+        real: the training images that samples were compared with.
+        neighbours: places in `real` of each sample's nearest ones, (N, count); None: not known.
+        directory: where they go.
+    """
+    images = subject.images.validation
+    shown = validation_window(len(images), GRID_IMAGES)
+    save_reconstruction_grid(
+        subject.generator.autoencoder, images, shown, directory / "reconstructions.png", subject.accelerator
+    )
+    by_class = [_of_class(written, label) for label in range(min(len(subject.classes), CLASSES_SHOWN))]
+    rows = [paths for paths in by_class if paths] or [written.paths[:COLUMNS]]
+    _save_rows([[read_sample(path) for path in paths] for paths in rows], directory / "samples.png")
+
+    labels = [i % len(subject.classes) for i in range(COLUMNS)] if subject.classes else None
+    config = subject.config
+    temperatures = [
+        subject.generator.sample(
+            COLUMNS,
+            labels,
+            temperature=temperature,
+            top_p=config.evaluation.top_p,
+            guidance=config.evaluation.guidance,
+            seed=config.seed,
+            batch_size=COLUMNS,
+        )
+        for temperature in TEMPERATURES
+    ]
+    save_grid(torch.cat(temperatures), directory / "temperatures.png", COLUMNS)
+
+    if neighbours is not None:
+        shown = range(min(COLUMNS, len(written.paths)))
+        rows = [[read_sample(written.paths[i]) for i in shown]]
+        for rank in range(neighbours.shape[1]):
+            rows.append([subject.images.train.load(real[neighbours[i, rank]]) for i in shown])
+        _save_rows(rows, directory / "neighbours.png")
+
+
+def _save_rows(rows: list[list[Tensor]], path: Path) -> None:
+    """Rows of COLUMNS images, shorter ones filled up with white."""
+    blank = torch.full_like(rows[0][0], 255)
+    cells = chain.from_iterable([*row, *[blank] * (COLUMNS - len(row))] for row in rows)
+    save_grid(torch.stack(list(cells)), path, COLUMNS)
+
+
+def _of_class(written: Written, label: int) -> list[Path]:
+    return [path for path, x in zip(written.paths, written.labels.tolist(), strict=True) if x == label][:COLUMNS]

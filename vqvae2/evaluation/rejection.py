@@ -1,0 +1,80 @@
+"""Rejection sampling: of many samples, those that a classifier is surest of (Razavi et al. 2019, section 3.3)."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqvae2.errors import UserError
+from vqvae2.evaluation.classifier import Classifier, load_classifier
+from vqvae2.generator import Generator
+from vqvae2.run_directory import make_dir, write_atomically, writing
+from vqvae2.samples import Written, read_sample, save_samples_grid
+
+BATCH_SIZE = 64
+REAL_CLASSIFIER = "classifier_real"  # the part of an evaluation that leaves it
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """The probability (N,) that a classifier gives the class that was asked for; its likeliest one's where none was.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) int64, -1 for none.
+    """
+    probabilities = logits.double().softmax(1)
+    asked = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    return torch.where(labels < 0, probabilities.amax(1), asked)
+
+
+def best_of_each_class(confidences: Tensor, labels: Tensor, fraction: float) -> Tensor:
+    """Indices, ascending, of the samples with the highest confidence: `fraction` of each class, rounded up."""
+    kept = []
+    for label in labels.unique():
+        indices = (labels == label).nonzero()[:, 0]
+        order = confidences[indices].argsort(descending=True, stable=True)
+        kept.append(indices[order[: math.ceil(fraction * len(indices))]])
+    return torch.cat(kept).sort().values
+
+
+def classifier_for(generator: Generator, fraction: float) -> Classifier:
+    """The classifier of real images that an evaluation of the run has left, to keep a fraction of its samples.
+
+    Raises:
+        UserError: there is none, there are no classes, or the fraction is none.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"keep_fraction: {fraction!r} will not do: above 0 and at most 1")
+    if not generator.classes:
+        raise UserError("keep_fraction: this run was trained on images without classes: leave it out")
+    return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER)
+
+
+@torch.no_grad()
+def keep_best(written: Written, classifier: Classifier, fraction: float) -> Path:
+    """Copy the best of the samples into a folder beside them, with a grid of their own.
+
+    Args:
+        written: samples of a run with classes.
+        classifier: of its real images.
+        fraction: of each class that is kept.
+
+    Returns:
+        The grid's path; the folder has the same name without its ending.
+    """
+    logits = torch.cat(
+        [
+            classifier(torch.stack([read_sample(path) for path in written.paths[i : i + BATCH_SIZE]])).logits
+            for i in range(0, len(written.paths), BATCH_SIZE)
+        ]
+    )
+    kept = best_of_each_class(confidence(logits, written.labels), written.labels, fraction)
+    grid = written.grid.with_name(f"{written.grid.stem}_best{fraction}.png")
+    folder = make_dir(grid.with_suffix(""))
+    with writing(folder):
+        paths = [folder / written.paths[i].name for i in kept]
+        for path in paths:
+            write_atomically(path, (written.grid.parent / path.name).read_bytes())
+        save_samples_grid(paths, grid)
+    return grid

@@ -1,0 +1,122 @@
+"""The finished run that is judged, with everything that its figures are taken from."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
+from vqvae2.codes.extraction import open_codes
+from vqvae2.codes.loading import load_code_batches
+from vqvae2.codes.store import CodeStore
+from vqvae2.config import Config, as_dict
+from vqvae2.evaluation.classifier import LabelledBatch
+from vqvae2.generator import Generator
+from vqvae2.images.loading import load_batches
+from vqvae2.images.order import Item, StepOrder, in_order
+from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
+from vqvae2.images.survey import open_surveyed
+from vqvae2.run_directory import codes_path
+from vqvae2.samples import Written, read_sample
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run, and the processes that judge it.
+
+    Attributes:
+        config: of the run, with the section `evaluation`.
+        accelerator: of the processes.
+        trained: its autoencoder as stage 1 left it.
+        generator: its models on this process's device.
+        images: training and held-out images.
+        codes: their codes.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    trained: TrainedAutoencoder
+    generator: Generator
+    images: Splits
+    codes: dict[str, CodeStore]
+
+    @staticmethod
+    def open(config: Config, accelerator: Accelerator) -> "Subject":
+        """A UserError where a stage has not finished."""
+        trained = load_autoencoder(config.run_dir)
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        generator = Generator.from_run(config.run_dir, accelerator.device, dtype)
+        generator.fingerprint()  # all priors are there
+        codes = {
+            part: open_codes(codes_path(config.run_dir, part), trained.sha256, trained.path)
+            for part in ("train", "validation")
+        }
+        return Subject(config, accelerator, trained, generator, open_surveyed(config, accelerator), codes)
+
+    @property
+    def directory(self) -> Path:
+        """Where the parts of the evaluation are kept."""
+        return Path(self.config.run_dir) / "evaluation"
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty where there are none."""
+        return self.trained.classes
+
+    def made_of(self, *sections: str, priors: bool = False) -> dict[str, Any]:
+        """What figures depend on: the autoencoder's weights, the images' section, the seed, and sections of ours."""
+        given = as_dict(self.config)
+        made_of = {"autoencoder": self.trained.sha256, "images": given["images"], "seed": given["seed"]}
+        for name in ("root", "validation_root", "workers"):  # may change, as they do when a stage is resumed
+            del made_of["images"][name]
+        if priors:
+            made_of["weights"] = self.generator.fingerprint()
+        return made_of | {name: given["evaluation"][name] for name in sections}
+
+    def training_order(self, num_images: int, first_step: int) -> StepOrder:
+        """What this process trains a classifier on from `first_step` on."""
+        return StepOrder(
+            num_images,
+            self.config.evaluation.batch_size,
+            self.config.seed,
+            first_step,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+
+    def real(self, images: ImageSet, order: Iterable[list[Item]]) -> Iterator[LabelledBatch]:
+        """Batches of images as they are."""
+        for batch in load_batches(images, order, min(self.config.images.workers, 2)):
+            yield LabelledBatch(batch.images, batch.labels, batch.positions)
+
+    def decoded(self, part: str, order: Iterable[list[Item]]) -> Iterator[LabelledBatch]:
+        """Batches of what the codes of `train` or `validation` decode to."""
+        for batch in load_code_batches(self.codes[part], order):
+            yield LabelledBatch(self.decode(batch.codes), batch.labels, batch.positions)
+
+    @torch.no_grad()
+    def decode(self, codes: dict[str, Tensor]) -> Tensor:
+        """Codes, of all levels or of the coarsest ones -> uint8 images, on the device."""
+        on_device = {name: x.to(self.accelerator.device) for name, x in codes.items()}
+        with self.accelerator.autocast():
+            return self.generator.autoencoder.decode(on_device)
+
+    def in_order(self, indices: list[int]) -> list[list[Item]]:
+        """Batches of the given images, one after the other."""
+        return in_order(indices, self.config.evaluation.batch_size)
+
+    def progress(self, what: str, indices: list[int]) -> tqdm:
+        """A bar over this process's images, shown on the first process."""
+        return tqdm(total=len(indices), desc=what, unit="image", disable=not self.accelerator.is_main_process)
+
+
+def as_image_set(written: Written, classes: list[str]) -> ImageSet:
+    """Sampled images as a set that batches can be loaded of."""
+    names = [path.name for path in written.paths]
+    labels = [NO_LABEL] * len(names) if written.labels is None else written.labels.tolist()
+    return ImageSet(classes, labels, names, lambda index, crop=None: read_sample(written.paths[index]))
