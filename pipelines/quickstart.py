@@ -18,7 +18,7 @@ def main() -> None:
     began = time.monotonic()
     for stage in (1, 2, 3, 4):
         call(f"stage{stage}", *sys.argv[1:])
-    call("sample", "--run_dir", config.run_dir, "--num_images", "64", "--guidance", "2")
+    call("sample", "--run_dir", config.run_dir, "--num_images", "64", "--guidance", "3")
     call("evaluate", *sys.argv[1:])
 
     run_dir = Path(config.run_dir)

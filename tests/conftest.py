@@ -1,6 +1,8 @@
 """A tiny run of every stage, made once by the pipelines as a user calls them; the tests of its results share it."""
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +39,7 @@ priors:
     {{hidden_channels: 8, residual_channels: 8, layers: 2, kernel_size: 3, conditioning_layers: 1, output_layers: 1,
      train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every:
          4, log_every: 2}}}}
+evaluation: {{num_samples: 13, classifier_size: 32, classifier_steps: 2, batch_size: 8}}
 """
 
 
@@ -104,11 +107,38 @@ def write_config(folder: Path, run_dir: Path) -> Path:
     return path
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once, for all of pytest's workers."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder = shared / name
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(configuration file, run directory) of a run whose stages 1 to 4 have finished."""
-    folder = tmp_path_factory.mktemp("tiny")
-    config = write_config(folder, folder / "run")
-    for stage in (1, 2, 3, 4):
-        succeed(f"stage{stage}", "--config", str(config))
-    return config, folder / "run"
+
+    def make(folder: Path) -> None:
+        config = write_config(folder, folder / "run")
+        for stage in (1, 2, 3, 4):
+            succeed(f"stage{stage}", "--config", str(config))
+
+    folder = made_once(tmp_path_factory, "tiny", make)
+    return folder / "tiny.yaml", folder / "run"
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tiny_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny run's directory that has been evaluated."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_run[1], folder / "run")
+        succeed("evaluate", "--run_dir", str(folder / "run"))
+
+    return made_once(tmp_path_factory, "evaluated", make) / "run"

@@ -34,9 +34,13 @@ def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), Gaussian window of 11 pixels, sigma 1.5; 1 is equality."""
-    images = (reconstructions.float(), originals.float())
-    return structural_similarity_index_measure(*images, data_range=255.0, reduction="none").double()
+    """Structural similarity (Wang et al. 2004), Gaussian window of 11 pixels, sigma 1.5; 1 is equality.
+
+    The mean is taken where the window fits into the picture.
+    """
+    images, edge = (reconstructions.float(), originals.float()), SSIM_WINDOW // 2
+    _, maps = structural_similarity_index_measure(*images, data_range=255.0, reduction="none", return_full_image=True)
+    return maps[..., edge:-edge, edge:-edge].double().mean(dim=(1, 2, 3))
 
 
 def measures_for(height_width: tuple[int, int], device: torch.device) -> dict[str, Measure]:

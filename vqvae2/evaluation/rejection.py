@@ -70,8 +70,8 @@ def keep_best(written: Written, classifier: Classifier, fraction: float) -> Path
         ]
     )
     kept = best_of_each_class(confidence(logits, written.labels), written.labels, fraction)
-    grid = written.grid.with_name(f"{written.grid.stem}_best{fraction}.png")
-    folder = make_dir(grid.with_suffix(""))
+    name = f"{written.grid.stem}_best{fraction}"
+    grid, folder = written.grid.with_name(f"{name}.png"), make_dir(written.grid.with_name(name))
     with writing(folder):
         paths = [folder / written.paths[i].name for i in kept]
         for path in paths:

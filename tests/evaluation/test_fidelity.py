@@ -1,0 +1,67 @@
+"""Distances between sets of features, against values known in closed form."""
+
+import pytest
+import torch
+
+from vqvae2.evaluation.classifier import Seen
+from vqvae2.evaluation.fidelity import fidelity, frechet_distance, nearest, precision_and_recall
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def with_moments(mean: torch.Tensor, covariance: torch.Tensor, count: int = 200) -> torch.Tensor:
+    """Random features whose sample mean and covariance are exactly these."""
+    x = torch.randn(count, len(mean), dtype=torch.float64, generator=GENERATOR)
+    x = x - x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+    return white @ torch.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_of_two_gaussians():
+    """With covariances that commute: squared distance of the means and of the deviations."""
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=GENERATOR)).Q
+    deviations = torch.tensor([[1.0, 2.0, 0.5, 3.0, 1.5], [2.0, 1.0, 0.5, 1.0, 4.0]], dtype=torch.float64)
+    means = torch.tensor([[0.0, 1.0, 2.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, -1.0]], dtype=torch.float64)
+    sets = [with_moments(m, rotation @ torch.diag(d**2) @ rotation.T) for m, d in zip(means, deviations, strict=True)]
+    expected = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
+    assert frechet_distance(*sets) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_set_against_itself():
+    features = torch.randn(60, 7, generator=GENERATOR)
+    logits = torch.randn(60, 3, generator=GENERATOR)
+    found = fidelity(Seen(features, logits), Seen(features, logits))
+    assert found["fid"] == pytest.approx(0, abs=1e-6)
+    assert found["kid"] <= 1e-6  # unbiased: what a set has in common with itself makes it negative
+    assert found["precision"] == found["recall"] == 1
+
+
+def test_score_of_certain_and_of_equal_classes():
+    """Certain and evenly spread over 4 classes: 4; the same for every image: 1."""
+    features = torch.randn(40, 3, generator=GENERATOR)
+    certain = 100 * torch.nn.functional.one_hot(torch.arange(40) % 4, 4).float()
+    assert fidelity(Seen(features, certain), Seen(features, certain))["score"] == pytest.approx(4, rel=1e-6)
+    same = certain[:1].expand(40, -1)
+    assert fidelity(Seen(features, same), Seen(features, same))["score"] == pytest.approx(1, rel=1e-6)
+
+
+def test_precision_and_recall_of_half_a_set():
+    """Samples of one of two far-away groups: all of them real, half of the real ones covered."""
+    groups = [torch.randn(30, 2, generator=GENERATOR) + 100 * i for i in range(2)]
+    found = precision_and_recall(groups[0] + 0.01, torch.cat(groups))
+    assert found["precision"] == pytest.approx(1, abs=0.1)
+    assert found["recall"] == pytest.approx(0.5, abs=0.05)
+    found = precision_and_recall(torch.cat(groups), groups[0] + 0.01)
+    assert found["precision"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_too_few_images_have_no_distance():
+    few, many = torch.randn(4, 3), torch.randn(20, 3)
+    assert frechet_distance(few, many) is None
+    assert set(fidelity(Seen(few, few), Seen(many, many)).values()) == {None}
+
+
+def test_nearest():
+    others = torch.tensor([[0.0], [10.0], [4.0], [5.0]])
+    assert nearest(torch.tensor([[4.4], [9.0]]), others, 2).tolist() == [[2, 3], [1, 3]]
+    assert nearest(torch.tensor([[0.0]]), others[:1], 3).tolist() == [[0]]

@@ -1,0 +1,56 @@
+"""Likelihoods against sums over everything there is."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.prior.priors import tiny_prior
+from vqvae2.codes.store import Codes
+from vqvae2.evaluation.likelihood import nats_per_code, pixel_nats
+
+
+@pytest.mark.parametrize("variance", [1e-4, 0.01, 1.0])
+def test_probabilities_of_all_values_of_a_pixel_sum_to_one(variance):
+    images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    for mean in (-1.3, -1.0, 0.02, 0.9, 1.1):
+        nats = pixel_nats(images, torch.full((256, 1, 1, 1), mean), variance)
+        assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_pixel_nats_are_those_of_the_gaussian_between_two_values():
+    """By the error function, in the middle of the range and in both tails."""
+    mean, variance = 0.1, 0.02
+    scale, centre = 127.5 * math.sqrt(variance), 127.5 * (mean + 1)
+
+    def beyond(x: float) -> float:
+        """Mass to the right of a value right of the centre, or to the left of one left of it."""
+        return 0.5 * math.erfc(abs(x - centre) / scale / math.sqrt(2))
+
+    for value, low, high in ((142, 141.5, 142.5), (190, 189.5, 190.5), (100, 99.5, 100.5)):
+        nats = pixel_nats(torch.full((1, 1, 1, 1), value, dtype=torch.uint8), torch.full((1, 1, 1, 1), mean), variance)
+        assert nats.item() == pytest.approx(-math.log(abs(beyond(low) - beyond(high))), rel=1e-9)
+    pair = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    nats = pixel_nats(pair, torch.full((1, 1, 1, 2), mean), variance)
+    assert nats.item() == pytest.approx(-math.log(beyond(0.5)) - math.log(beyond(254.5)), rel=1e-9)
+
+
+def test_far_off_pixels_stay_finite():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    nats = pixel_nats(images, torch.tensor([1.0, -1.0]).view(2, 1, 1, 1), 1e-6)
+    assert torch.isfinite(nats).all() and (nats > 1e4).all()
+
+
+def test_nats_per_code_by_enumeration():
+    """Of all 2x2 grids of 3 codes: their probabilities sum to one, and the mean of several is the mean of each."""
+    prior = tiny_prior((2, 2), codes=3)
+    grids = list(itertools.product(range(3), repeat=4))
+    store = [Codes({"own": torch.tensor(grid).view(2, 2)}, -1, "") for grid in grids]
+    accelerator = Accelerator(cpu=True)
+    nats = [4 * nats_per_code(prior, store, [i], 8, accelerator) for i in range(len(grids))]
+    assert sum(math.exp(-x) for x in nats) == pytest.approx(1, abs=1e-9)
+    some = [3, 50, 80, 7, 7]
+    mean = sum(nats[i] for i in some) / len(some) / 4
+    assert nats_per_code(prior, store, some, 2, accelerator) == pytest.approx(mean, rel=1e-9)
