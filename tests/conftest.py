@@ -1,14 +1,16 @@
 """A tiny run of every stage, made once by the pipelines as a user calls them; the tests of its results share it."""
 
 import fcntl
+import io
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,21 @@ def succeed(pipeline: str, *arguments: str, **options: int) -> str:
     result = call(pipeline, *arguments, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def refusal(pipeline: str, *arguments: str) -> str:
+    """The message of a call that must be refused, in a few lines and without a traceback; made in this process."""
+    said, former = io.StringIO(), sys.argv
+    sys.argv = [f"{pipeline}.py", *arguments]
+    try:
+        with pytest.raises(SystemExit) as ended, redirect_stderr(said), redirect_stdout(io.StringIO()):
+            runpy.run_path(str(ROOT / "pipelines" / f"{pipeline}.py"), run_name="__main__")
+    finally:
+        sys.argv = former
+    message = said.getvalue()
+    lines = [line for line in message.splitlines() if line.strip()]
+    assert ended.value.code in (1, 2) and "Traceback" not in message and 1 <= len(lines) <= 3, message
+    return message
 
 
 def write_config(folder: Path, run_dir: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.conftest import call, running, succeed, write_config
 from vqvae2.command_line import parse_options, run
 
-STEPS = 150
+STEPS = 90
 TIMES = ("seconds", "images_per_second")
 STAGES = {
     "stage1": ("stage1", ["--stage1"], []),
@@ -44,7 +44,7 @@ class Options:
 def flags_of(config: Path, name: str, run_dir: Path) -> tuple[str, list[str], Path]:
     """The script, the flags and the folder of a stage that saves every few steps."""
     script, (section,), more = STAGES[name]
-    steps = {"total_steps": STEPS, "save_every": 7, "validate_every": 50, "log_every": 5}
+    steps = {"total_steps": STEPS, "save_every": 7, "validate_every": 30, "log_every": 5}
     flags = [x for key, value in steps.items() for x in (f"{section}.{key}", str(value))]
     directory = run_dir / {"stage4": "stage4/bottom"}.get(script, script)
     return script, ["--config", str(config), "--run_dir", str(run_dir), *flags, *more], directory

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from tests.conftest import call, succeed, write_config
+from tests.conftest import refusal, succeed, write_config
 from vqvae2 import Generator
 from vqvae2.config import ImagesConfig
 from vqvae2.images.sources import open_images
@@ -103,10 +103,9 @@ def test_a_fraction_of_the_samples_is_kept(evaluated_run: Path, tiny_run):
     assert len(set(labels)) >= 3  # of each class that was drawn, at least one
     with Image.open(folder.with_name(f"{folder.name}.png")) as grid:
         assert grid.width > 32
-    result = call("sample", *flags, "--keep_fraction", "1.5")
-    assert result.returncode == 1 and "keep_fraction" in result.stderr
-    result = call("sample", "--run_dir", str(tiny_run[1]), "--num_images", "2", "--keep_fraction", "0.5")
-    assert result.returncode == 1 and "evaluate.py" in result.stderr and "Traceback" not in result.stderr
+    assert "keep_fraction" in refusal("sample", *flags, "--keep_fraction", "1.5")
+    message = refusal("sample", "--run_dir", str(tiny_run[1]), "--num_images", "2", "--keep_fraction", "0.5")
+    assert "evaluate.py" in message
 
 
 def test_a_run_without_classes(tmp_path: Path):
@@ -120,16 +119,13 @@ def test_a_run_without_classes(tmp_path: Path):
              "--images.validation_fraction", "0.5", "--images.max_images", "6")  # fmt: skip
     for stage in (1, 2, 3, 4):
         succeed(f"stage{stage}", *flags)
-    result = call("evaluate", *flags, "--seed", "1")
-    assert result.returncode == 1 and "seed" in result.stderr and "Traceback" not in result.stderr
+    assert "seed" in refusal("evaluate", *flags, "--seed", "1")
     succeed("evaluate", "--run_dir", str(tmp_path / "run"), "--evaluation.num_samples", "6")
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["classification_accuracy"] is None and found["fidelity"]["classifier_features"] is None
     assert found["rejection"] == [] and found["reconstruction"]["images"] == 6
-    result = call("sample", "--run_dir", str(tmp_path / "run"), "--keep_fraction", "0.5")
-    assert result.returncode == 1 and "without classes" in result.stderr
+    assert "without classes" in refusal("sample", "--run_dir", str(tmp_path / "run"), "--keep_fraction", "0.5")
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path):
-    result = call("evaluate", "--run_dir", str(tmp_path / "nowhere"))
-    assert result.returncode == 1 and "config.yaml" in result.stderr and "Traceback" not in result.stderr
+    assert "config.yaml" in refusal("evaluate", "--run_dir", str(tmp_path / "nowhere"))

@@ -123,7 +123,7 @@ def train_classifier(
         learning_rate=LEARNING_RATE,
         warmup_steps=steps // 20,
         mixed_precision=accelerator.mixed_precision,
-        save_every=max(1, steps // 4),
+        save_every=max(100, steps // 4),
         validate_every=steps,
         log_every=max(1, steps // 40),
     )
