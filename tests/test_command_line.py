@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, call, write_config
-from vqvae2.command_line import parse_config, run
+from vqvae2.command_line import DEFAULT_CONFIG, config_of_run, parse_config, run
 from vqvae2.errors import UserError
 
 
@@ -180,3 +180,14 @@ def test_a_defect_keeps_its_traceback():
     """What is not the user's to mend is not dressed up as if it were."""
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path):
+    """In both forms of the flag; --config wins; a folder without one is refused."""
+    (tmp_path / "config.yaml").touch()
+    for flags in (["--run_dir", str(tmp_path)], ["--seed", "1", f"--run_dir={tmp_path}"]):
+        assert config_of_run(flags) == tmp_path / "config.yaml"
+    assert config_of_run(["--run_dir", str(tmp_path), "--config", "x.yaml"]) == DEFAULT_CONFIG
+    assert config_of_run([]) == DEFAULT_CONFIG
+    with pytest.raises(UserError, match=r"config\.yaml.*give --config"):
+        config_of_run(["--run_dir", str(tmp_path / "other")])

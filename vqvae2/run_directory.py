@@ -119,8 +119,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename into place."""
-    beside = path.with_name(path.name + ".partial")
+    """Write beside, flush to disk, rename into place; stages of one run may write the same file at once."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with writing(path):
         with open(beside, "wb") as file:
             file.write(content)

@@ -25,7 +25,7 @@ from vqvae2.launch import start_accelerator, start_training_accelerator
 from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import codes_path, record_configuration, recorded_configuration, stage_dir
+from vqvae2.run_directory import codes_path, recorded_configuration, stage_dir
 from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
 from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
@@ -65,19 +65,9 @@ def train_autoencoder(config: Config) -> None:
 
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
-    with recorded(directory, sections, accelerator):
-        record_run(config, accelerator)
-        train(
-            objective,
-            batches,
-            validate,
-            stage1,
-            directory,
-            config.seed,
-            accelerator,
-            description,
-            lambda: write_report(Path(config.run_dir)),
-        )
+    with recorded(directory, sections, config, accelerator):
+        loop = (objective, batches, validate, stage1, directory, config.seed, accelerator, description)
+        train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
 
@@ -162,27 +152,11 @@ def train_prior(config: Config, level: str) -> None:
     window = validation_window(len(validation_codes))
     objective = PriorObjective(prior, settings.batch_size, config.seed)
     description = describe_prior(prior, trained)
-    with recorded(directory, sections, accelerator):
-        record_run(config, accelerator)
-        train(
-            objective,
-            batches,
-            validate,
-            settings,
-            directory,
-            config.seed,
-            accelerator,
-            description,
-            lambda: write_report(Path(config.run_dir)),
-        )
+    with recorded(directory, sections, config, accelerator):
+        loop = (objective, batches, validate, settings, directory, config.seed, accelerator, description)
+        train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
-
-
-def record_run(config: Config, accelerator: Accelerator) -> None:
-    """Write the whole configuration into the run's folder: what evaluate.py starts from."""
-    if accelerator.is_main_process:
-        record_configuration(Path(config.run_dir), as_dict(config))
 
 
 def _local_batch(key: str, settings: TrainConfig, accelerator: Accelerator) -> int:

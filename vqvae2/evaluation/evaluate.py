@@ -45,7 +45,7 @@ def evaluate(config: Config) -> Path:
         judged = judge(subject)
         if accelerator.is_main_process:
             write_atomically(path, json.dumps(judged, indent=2).encode())
-            write_report(Path(config.run_dir))
+            write_report(Path(config.run_dir), judged)
         accelerator.wait_for_everyone()
     return path
 

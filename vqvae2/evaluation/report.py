@@ -2,11 +2,9 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
@@ -28,9 +26,17 @@ class Picture(NamedTuple):
     caption: str
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write the page of a run: curves as soon as it trains, figures and samples once it has been evaluated."""
-    evaluation = _read_json(run_dir / "evaluation.json")
+def write_report(run_dir: Path, evaluation: dict[str, Any] | None = None) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run_dir: of the run; its curves and pictures are shown as far as they are there.
+        evaluation: the content of evaluation.json; None while the run trains, and what was found of former weights no
+            longer counts.
+
+    Returns:
+        The path of report.html.
+    """
     newest = sorted((run_dir / "stage1" / "images").glob("step_*.png"))
     pictures = _evaluation_pictures(run_dir) if evaluation else []
     if newest and not pictures:
@@ -41,15 +47,14 @@ def write_report(run_dir: Path) -> Path:
                 f"{RECONSTRUCTIONS} ({newest[-1].stem})",
             )
         ]
-    environment = _read_json(run_dir / "stage1" / "environment.json") or {}
-    configuration = run_dir / "config.yaml"
+    environment, configuration = run_dir / "stage1" / "environment.json", run_dir / "config.yaml"
     page = _template().render(
         name=run_dir.resolve().name,
         tables=tables(evaluation) if evaluation else [],
         pictures=pictures,
         curves=_curves(run_dir, evaluation or {}),
         configuration=configuration.read_text() if configuration.exists() else "",
-        environment=yaml.safe_dump(environment, sort_keys=False),
+        environment=environment.read_text() if environment.exists() else "",
     )
     path = run_dir / "report.html"
     write_atomically(path, page.encode())
@@ -60,10 +65,6 @@ def _template() -> Any:
     return Environment(loader=PackageLoader("vqvae2.evaluation", "."), autoescape=True, trim_blocks=True).get_template(
         "report.html.j2"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:

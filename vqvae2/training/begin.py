@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vqvae2.config import TrainConfig
+from vqvae2.config import Config, TrainConfig, as_dict
 from vqvae2.environment import describe_environment
 from vqvae2.locking import locked
 from vqvae2.run_directory import compare_configuration, record_configuration, write_atomically
@@ -39,8 +39,10 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
 
 
 @contextmanager
-def recorded(directory: Path, sections: dict[str, Any], accelerator: Accelerator) -> Iterator[None]:
+def recorded(directory: Path, sections: dict[str, Any], config: Config, accelerator: Accelerator) -> Iterator[None]:
     """Hold the stage's directory while it trains, with its config.yaml and environment.json written first.
+
+    The run's own config.yaml is written, too: the whole configuration, which evaluate.py starts from.
 
     Raises:
         UserError: another process holds it.
@@ -48,6 +50,7 @@ def recorded(directory: Path, sections: dict[str, Any], accelerator: Accelerator
     with locked(directory) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             record_configuration(directory, sections)
+            record_configuration(Path(config.run_dir), as_dict(config))
             environment = {
                 **describe_environment(),
                 "processes": accelerator.num_processes,
