@@ -1,6 +1,8 @@
 """The pipelines as a user calls them: what they leave, resuming, several processes, and bad input."""
 
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import refusal, succeed, write_config
+from tests.conftest import call, refusal, succeed, write_config
 from vqvae2.codes import CodeStore
 
 
@@ -223,3 +225,30 @@ def test_one_level_has_no_stage_4(tmp_path):
     lines = [x for x in text.split("  bottom:")[0].splitlines() if "name: bottom" not in x]
     (tmp_path / "one.yaml").write_text("\n".join(lines))
     assert "nothing to do" in succeed("stage4", "--config", str(tmp_path / "one.yaml"))
+
+
+def test_trackers_and_the_bar_are_those_of_the_first_process(tmp_path):
+    """TensorBoard gets what metrics.jsonl gets; two processes show one bar with loss, images a second and time left."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = write_config(tmp_path, tmp_path / "run")
+    result = call("stage1", "--config", str(config), "--trackers", "[tensorboard]", processes=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("step 4: mse") == 1
+    last = [line for line in re.split(r"[\r\n]", result.stderr) if line.startswith("stage1: 100%")][-1]
+    assert re.search(r"4/4 \[\d\d:\d\d<00:00, .*loss [\d.]+, [\d.e+]+ images/s", last), last
+
+    stage = tmp_path / "run" / "stage1"
+    files = [events.EventAccumulator(str(file)).Reload() for file in stage.rglob("events.out.tfevents.*")]
+    (found,) = [file for file in files if "train/loss" in file.Tags()["scalars"]]  # another holds the configuration
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    for split, name in (("train", "loss"), ("validation", "mse")):
+        expected = [(x["step"], x[name]) for x in lines if x["split"] == split]
+        written = [(event.step, event.value) for event in found.Scalars(f"{split}/{name}")]
+        assert written == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny_run):
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    message = refusal("stage1", "--config", str(tiny_run[0]), "--trackers", "[wandb]")
+    assert "trackers: wandb is not installed" in message and "pip install" in message
