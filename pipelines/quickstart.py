@@ -34,8 +34,9 @@ def call(pipeline: str, *arguments: str) -> None:
     """Run one of the neighbours, as a user would."""
     command = [sys.executable, str(PIPELINES / f"{pipeline}.py"), *arguments]
     print(f"\n$ python pipelines/{pipeline}.py {shlex.join(arguments)}", flush=True)
-    # threads that wait without spinning leave the cores to the processes that draw the pictures
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    # threads that wait without spinning leave the cores to the processes that draw the pictures, where there are some
+    draws = pipeline in ("stage1", "stage2")
+    environment = {**({"OMP_WAIT_POLICY": "PASSIVE"} if draws else {}), **os.environ}
     process = subprocess.Popen(command, env=environment)
     try:
         code = process.wait()
