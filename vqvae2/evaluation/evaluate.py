@@ -10,7 +10,7 @@ from vqvae2.evaluation import figures, inception, pictures
 from vqvae2.evaluation.classifier import Classifier, Seen
 from vqvae2.evaluation.fidelity import nearest
 from vqvae2.evaluation.parts import found, part_dir
-from vqvae2.evaluation.pixels import lpips_weights, lpips_weights_are_there
+from vqvae2.evaluation.pixels import LPIPS_URL, lpips_weights, lpips_weights_are_there
 from vqvae2.evaluation.rejection import REAL_CLASSIFIER
 from vqvae2.evaluation.report import write_report
 from vqvae2.evaluation.subject import Subject, as_image_set
@@ -54,9 +54,7 @@ def judge(subject: Subject) -> dict[str, Any]:
     """All figures of evaluation.json, the same on every process."""
     config, accelerator = subject.config.evaluation, subject.accelerator
     if not lpips_weights_are_there():
-        accelerator.print(
-            f"{lpips_weights()}: not there, so LPIPS is left out: torchvision's AlexNet, by its weights' url"
-        )
+        accelerator.print(f"{lpips_weights()}: not the official file, so LPIPS is left out: get it from {LPIPS_URL}")
 
     directory = part_dir(subject.directory, "reconstruction", subject.made_of(), accelerator)
     judged = found(directory, lambda: figures.reconstruction(subject), accelerator)
