@@ -86,6 +86,8 @@ class AutoencoderConfig:
             are revived from current features; 0: never.
         continuous_steps: steps trained without quantisation before the codebooks start from the features; at most
             half of all.
+        level_dropout: share of training images of which the decoder sees the coarse levels alone, for these to hold
+            what they can: without it, in short runs, the finest level does all the work.
     """
 
     levels: list[LevelConfig]
@@ -98,6 +100,7 @@ class AutoencoderConfig:
     ema_decay: float = 0.99
     revival_window_images: int = 4096
     continuous_steps: int = 50
+    level_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -344,8 +347,12 @@ def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requir
         yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 2 if key == "hidden_channels" else 1)
     for key in ("residual_layers", "commitment_weight", "revival_window_images", "continuous_steps"):
         yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 0)
-    decay = autoencoder.ema_decay
-    yield Requirement(0 <= decay < 1, "autoencoder.ema_decay", decay, "0 or more and less than 1")
+    for key in ("ema_decay", "level_dropout"):
+        share = getattr(autoencoder, key)
+        yield Requirement(0 <= share < 1, f"autoencoder.{key}", share, "0 or more and less than 1")
+    dropout = autoencoder.level_dropout
+    hides = len(levels) > 1 or dropout == 0
+    yield Requirement(hides, "autoencoder.level_dropout", dropout, "0 where there is one level: none is finer")
     names = [x.name for x in levels]
     yield Requirement(len(set(names)) == len(names), "autoencoder.levels", names, "a different name for each level")
     for i, level in enumerate(levels):

@@ -156,12 +156,11 @@ def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
     """Without quantisation features are decoded, no codebook matters, the loss is the pixel distance alone."""
     autoencoder = tiny(2, codebook_update=update)
     images = some_images()
-    all_levels = torch.tensor([2, 2])
-    reconstruction = autoencoder(images, continuous_levels=all_levels)
+    reconstruction = autoencoder(images, quantises=False)
     for quantiser, result in zip(autoencoder.quantisers, reconstruction.quantised, strict=True):
         assert torch.equal(result.vectors, result.features)
         quantiser.codebook.data.neg_()
-    assert torch.equal(autoencoder(images, continuous_levels=all_levels).images, reconstruction.images)
+    assert torch.equal(autoencoder(images, quantises=False).images, reconstruction.images)
     assert not torch.equal(autoencoder(images).images, reconstruction.images)
     losses = autoencoder.losses(images, reconstruction)
     assert torch.equal(losses.total, losses.reconstruction)
@@ -169,16 +168,17 @@ def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
     assert all(x.weight.grad.abs().sum() > 0 for x in autoencoder.to_codes)
 
 
-def test_hidden_levels_do_not_reach_the_decoders() -> None:
+@pytest.mark.parametrize("quantises", [True, False])
+def test_hidden_levels_do_not_reach_the_decoders(quantises: bool) -> None:
     """Of an image that shows one of three levels nothing finer matters; of one that shows two, only the third."""
     autoencoder, images = tiny(3), some_images(count=3)
     shown = torch.tensor([1, 2, 3])
 
     def moved(level: int) -> list[bool]:
-        before = autoencoder(images, continuous_levels=shown).images
+        before = autoencoder(images, shown, quantises=quantises).images
         bias = autoencoder.to_codes[level].bias
         bias.data += 5
-        after = autoencoder(images, continuous_levels=shown).images
+        after = autoencoder(images, shown, quantises=quantises).images
         bias.data -= 5
         return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
 
@@ -193,7 +193,7 @@ def test_new_features_are_of_one_size_at_every_level(levels: int) -> None:
     for features in features_of(autoencoder, some_images()):
         assert 0.05 < features.std() < 1
     with torch.no_grad():
-        assert autoencoder(some_images(), continuous_levels=torch.tensor([levels] * 2)).images.std() < 0.5
+        assert autoencoder(some_images(), quantises=False).images.std() < 0.5
 
 
 def test_layers_with_fewer_inputs_learn_at_a_higher_rate() -> None:

@@ -99,13 +99,14 @@ class Autoencoder(nn.Module):
     def _convolutions(self) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
         return (x for x in self.modules() if isinstance(x, (nn.Conv2d, nn.ConvTranspose2d)))
 
-    def forward(self, images: Tensor, continuous_levels: Tensor | None = None) -> Reconstruction:
-        """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction through all levels.
+    def forward(self, images: Tensor, shown_levels: Tensor | None = None, quantises: bool = True) -> Reconstruction:
+        """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction.
 
         Args:
             images: what is reconstructed.
-            continuous_levels: (B,) if nothing is to be quantised: the decoders then get the features of
-                this many levels of an image, coarsest first, and zeros for the finer ones.
+            shown_levels: (B,), how many levels of each image reach the decoders, coarsest first; None: all. The
+                mean of its codebook stands at each position of a hidden level.
+            quantises: if not, the decoders get the features themselves.
         """
         quantised = []
         context = None
@@ -113,12 +114,13 @@ class Autoencoder(nn.Module):
             zip(self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True)
         ):
             features = to_codes(_join(features, context))
-            if continuous_levels is None:
-                result = quantiser(features)
-            else:
-                result = quantiser.pass_through(features, continuous_levels > i)
+            result = quantiser(features) if quantises else quantiser.pass_through(features)
             quantised.append(result)
-            context = decode(_join(result.vectors, context))
+            vectors = result.vectors
+            if shown_levels is not None:
+                shown = (shown_levels > i).view(-1, 1, 1, 1)
+                vectors = torch.where(shown, vectors, quantiser.mean_vector().to(vectors.dtype))
+            context = decode(_join(vectors, context))
         return Reconstruction(context, quantised)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -139,14 +141,12 @@ class Autoencoder(nn.Module):
         then stands at each of their positions.
         """
         context = None
-        for name, level, quantiser, decode in zip(
-            self.names, self.config.levels, self.quantisers, self.decoders, strict=True
-        ):
+        for name, quantiser, decode in zip(self.names, self.quantisers, self.decoders, strict=True):
             if name in codes:
                 vectors = quantiser.look_up(codes[name])
             else:
                 batch, _, height, width = context.shape
-                vectors = quantiser.codebook.mean(0).view(1, level.code_dim, 1, 1).expand(batch, -1, height, width)
+                vectors = quantiser.mean_vector().expand(batch, -1, height, width)
             context = decode(_join(vectors, context))
         return to_uint8(context)
 

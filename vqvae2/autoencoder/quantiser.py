@@ -78,15 +78,15 @@ class Quantiser(nn.Module):
             codes = nearest_codes(flat, self.codebook)
         return codes.view(features.shape[0], *features.shape[2:])
 
-    def pass_through(self, features: Tensor, shown: Tensor) -> Quantised:
-        """(B, D, H, W) -> the same as vectors, while the codebook is not started: codes and losses are zero.
-
-        Where `shown` (B,) is false, the vectors are zero too.
-        """
-        vectors = features * shown.view(-1, 1, 1, 1).to(features.dtype)
+    def pass_through(self, features: Tensor) -> Quantised:
+        """(B, D, H, W) -> the same as vectors, while the codebook is not started: codes and losses are zero."""
         codes = torch.zeros_like(features[:, 0], dtype=torch.long)
         nothing = 0 * self.codebook.sum()
-        return Quantised(vectors, codes, features.detach().to(self.codebook.dtype), nothing, nothing)
+        return Quantised(features, codes, features.detach().to(self.codebook.dtype), nothing, nothing)
+
+    def mean_vector(self) -> Tensor:
+        """The mean of the codebook, (1, D, 1, 1), without a gradient: what stands for an unknown code."""
+        return rearrange(self.codebook.detach().mean(0), "d -> 1 d 1 1")
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Codes (B, H, W) -> their code vectors (B, D, H, W)."""

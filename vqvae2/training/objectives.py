@@ -12,7 +12,7 @@ from vqvae2.autoencoder.codebooks import Codebooks, Reduce
 from vqvae2.prior.prior import Prior
 from vqvae2.seeding import keyed_generator
 
-HIDING_SHARE = 0.5  # of the images: how many of their levels are shown is drawn while nothing is quantised
+CONTINUOUS_LEVEL_DROPOUT = 0.25  # while nothing is quantised
 
 
 class Loss(NamedTuple):
@@ -72,20 +72,24 @@ class AutoencoderObjective:
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         quantises = step >= self.start_step
-        levels = None if quantises else self._draw_levels(step).to(batch.positions.device)[batch.positions]
-        reconstruction = model(batch.images, continuous_levels=levels)
+        share = self.module.config.level_dropout if quantises else CONTINUOUS_LEVEL_DROPOUT
+        shown = self._draw_levels(step, share).to(batch.positions.device)[batch.positions] if share > 0 else None
+        reconstruction = model(batch.images, shown_levels=shown, quantises=quantises)
         losses = self.module.losses(batch.images, reconstruction)
         if quantises:
             self.codebooks.observe(reconstruction.quantised, batch.positions, step - self.start_step)
         figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
         return Loss(losses.total, figures)
 
-    def _draw_levels(self, step: int) -> Tensor:
-        """How many levels of each image of the global batch reach the decoders: (batch size,), from 1 to all."""
+    def _draw_levels(self, step: int, share: float) -> Tensor:
+        """How many levels of each image of the global batch reach the decoders: (batch size,), from 1 to all.
+
+        Of this share of the images it is fewer than all, unless there is one level only.
+        """
         size, levels = self.codebooks.batch_size, len(self.module.names)
-        generator = keyed_generator(self.seed, "continuous levels", step)
-        hides = torch.rand(size, generator=generator) < HIDING_SHARE
-        return torch.where(hides, torch.randint(1, levels + 1, (size,), generator=generator), levels)
+        generator = keyed_generator(self.seed, "level dropout", step)
+        hides = torch.rand(size, generator=generator) < share
+        return torch.where(hides, torch.randint(1, max(2, levels), (size,), generator=generator), levels)
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
         if step >= self.start_step:
