@@ -99,6 +99,8 @@ WRONG = [
     ("autoencoder.residual_layers", -1),
     ("autoencoder.commitment_weight", -0.25),
     ("autoencoder.ema_decay", 1.0),
+    ("autoencoder.level_dropout", 1.0),
+    ("autoencoder.level_dropout", -0.1),
     ("autoencoder.revival_window_images", -1),
     ("autoencoder.levels.0.stride", 6),
     ("autoencoder.levels.0.stride", 0),

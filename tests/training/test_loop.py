@@ -53,6 +53,7 @@ def autoencoder_objective(
         residual_layers=1,
         revival_window_images=2 * BATCH,
         continuous_steps=1,
+        level_dropout=0.25,
         codebook_update=update,
     )
     autoencoder = build_autoencoder(config, channels=3, seed=0).to(dtype)

@@ -98,9 +98,9 @@ def _star(points: int, inner: float) -> np.ndarray:
 
 def _texture(random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float) -> np.ndarray:
     """A soft gradient over `colour`, on a third of the pictures with stripes as well: (height, width, 3)."""
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    y, x = (np.arange(extent) / max(height, width) for extent in (height, width))
     direction = random.uniform(0, 2 * math.pi)
-    along = (x - 0.5) * math.cos(direction) + (y - 0.5) * math.sin(direction)
+    along = (x - 0.5) * math.cos(direction) + ((y - 0.5) * math.sin(direction))[:, None]
     shade = 2 * strength * along
     if random.random() < 1 / 3:
         shade = shade + strength * np.sin(2 * math.pi * random.uniform(2, 4) * along + random.uniform(0, 2 * math.pi))
