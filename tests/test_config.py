@@ -180,6 +180,14 @@ def test_two_levels_of_one_name_are_refused():
         check(replace(GOOD, autoencoder=AutoencoderConfig([TOP, LevelConfig("top", 4)])))
 
 
+def test_level_dropout_needs_a_finer_level():
+    """Of one level alone there is nothing to hide, so a share above 0 would change nothing."""
+    alone = replace(GOOD, priors={"top": PriorConfig()}, autoencoder=AutoencoderConfig([TOP], level_dropout=0.1))
+    with pytest.raises(UserError, match=r"autoencoder\.level_dropout: 0\.1"):
+        check(alone)
+    check(changed(alone, "autoencoder.level_dropout", 0.0))
+
+
 @pytest.mark.parametrize("names", [["top"], ["top", "bottom", "middle"], ["top", "botom"], []])
 def test_priors_and_levels_have_the_same_names(names: list[str]):
     """A level without an entry under priors, or the reverse, is refused with both lists."""
