@@ -63,5 +63,3 @@ def test_while_nothing_is_quantised_levels_are_hidden_whatever_the_level_dropout
 
 def test_of_one_level_nothing_is_hidden() -> None:
     assert (torch.stack(shown_levels(1, level_dropout=0.0, continuous_steps=STEPS)) == 1).all()
-
-
