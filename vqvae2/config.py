@@ -348,8 +348,7 @@ def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requir
     for key in ("residual_layers", "commitment_weight", "revival_window_images", "continuous_steps"):
         yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 0)
     for key in ("ema_decay", "level_dropout"):
-        share = getattr(autoencoder, key)
-        yield Requirement(0 <= share < 1, f"autoencoder.{key}", share, "0 or more and less than 1")
+        yield _below_one(f"autoencoder.{key}", getattr(autoencoder, key))
     dropout = autoencoder.level_dropout
     hides = len(levels) > 1 or dropout == 0
     yield Requirement(hides, "autoencoder.level_dropout", dropout, "0 where there is one level: none is finer")
@@ -385,8 +384,7 @@ def _prior_requirements(key: str, prior: PriorConfig, coarsest: bool) -> Iterato
         divides = prior.hidden_channels % prior.attention_heads == 0
         yield Requirement(divides, f"{key}.attention_heads", prior.attention_heads, right)
     for name in ("dropout", "label_dropout"):
-        value = getattr(prior, name)
-        yield Requirement(0 <= value < 1, f"{key}.{name}", value, "0 or more and less than 1")
+        yield _below_one(f"{key}.{name}", getattr(prior, name))
     if coarsest:
         right = "0 for the coarsest level: there are no coarser codes to condition on"
         yield Requirement(
@@ -419,6 +417,10 @@ def _evaluation_requirements(evaluation: EvaluationConfig) -> Iterator[Requireme
 
 def _at_least(key: str, value: float, least: float) -> Requirement:
     return Requirement(value >= least, key, value, f"{least} or more")
+
+
+def _below_one(key: str, value: float) -> Requirement:
+    return Requirement(0 <= value < 1, key, value, "0 or more and less than 1")
 
 
 def local_batch_size(key: str, batch_size: int, processes: int, accumulation: int = 1) -> int:

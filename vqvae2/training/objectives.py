@@ -54,7 +54,8 @@ class AutoencoderObjective:
     In the first steps nothing is quantised: the features of a new network say nothing
     yet, and codebooks that start from them are left behind by the first updates. Of some
     images the finer levels are hidden meanwhile: as long as nothing is quantised the
-    finest level can carry everything, and the coarse ones would learn nothing.
+    finest level can carry everything, and the coarse ones would learn nothing. Later they
+    are hidden of a share `level_dropout` of the images.
     """
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
