@@ -21,8 +21,9 @@ from vqvae2.images.loading import ImageBatch
 from vqvae2.prior.artefact import build_prior
 from vqvae2.training import loop
 from vqvae2.training.average import WeightAverage
-from vqvae2.training.checkpoints import load_checkpoint
+from vqvae2.training.checkpoints import load_checkpoint, save_checkpoint
 from vqvae2.training.objectives import AutoencoderObjective, Objective, PriorObjective
+from vqvae2.training.optimiser import DEFAULT_BETAS
 
 BATCH = 8
 SETTINGS = {
@@ -203,6 +204,25 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
     assert_equal(one, other)
     assert log_of(tmp_path / "straight") == log_of(tmp_path / "resumed")
+
+
+def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:
+    """A checkpoint of a prior from before betas were recorded was made with PyTorch's, and goes on with them."""
+    settings = TrainConfig(**SETTINGS)
+    straight, begun, resumed, newer = (prior_objective(settings) for _ in range(4))
+    straight.betas = begun.betas = DEFAULT_BETAS
+    train(tmp_path / "straight", straight, settings)
+    with pytest.raises(InterruptionError):
+        train(tmp_path / "resumed", interrupt(begun, 4), settings)
+    checkpoint = load_checkpoint(tmp_path / "resumed" / "checkpoints")
+    assert checkpoint.groups["optimiser"].pop("betas").tolist() == list(DEFAULT_BETAS)
+    save_checkpoint(tmp_path / "resumed" / "checkpoints", checkpoint)
+    train(tmp_path / "resumed", resumed, settings)
+    assert_equal(everything(straight), everything(resumed))
+
+    train(tmp_path / "newer", newer, settings)
+    saved = load_checkpoint(tmp_path / "newer" / "checkpoints").groups["optimiser"]
+    assert saved["betas"].tolist() == [0.9, 0.95]
 
 
 def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
     """Stage 1's own step: loss, gradient, clipping, update of weights and codebooks."""
     autoencoder = _new_autoencoder(config, accelerator)
     objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
-    optimiser = build_optimiser(autoencoder, objective.rate_factors)
+    optimiser = build_optimiser(autoencoder, objective.rate_factors, objective.betas)
     set_rate(optimiser, config.stage1.learning_rate)
     places = torch.arange(len(images), device=accelerator.device)
     batch = ImageBatch(images, torch.zeros_like(places), places, places)

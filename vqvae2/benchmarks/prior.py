@@ -108,7 +108,7 @@ def _random_codes(shapes: list[LevelShape], batch: int, device: torch.device) ->
 
 def _training_step(prior: Prior, batch_size: int, rate: float, accelerator: Accelerator) -> Callable[[], None]:
     objective = PriorObjective(prior, batch_size, seed=0)
-    optimiser = build_optimiser(prior, objective.rate_factors)
+    optimiser = build_optimiser(prior, objective.rate_factors, objective.betas)
     set_rate(optimiser, rate)
     places = torch.arange(batch_size, device=accelerator.device)
     codes = _random_codes([*prior.coarser, prior.shape], batch_size, accelerator.device)

@@ -72,7 +72,7 @@ def train(
     # Model, optimiser and average, as new or as the newest checkpoint left them.
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    optimiser = build_optimiser(module, objective.rate_factors)
+    optimiser = build_optimiser(module, objective.rate_factors, objective.betas)
     sums: dict[str, Tensor] = {}  # of the figures since the last line of the log, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0

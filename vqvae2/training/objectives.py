@@ -11,6 +11,7 @@ from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.codebooks import Codebooks, Reduce
 from vqvae2.prior.prior import Prior
 from vqvae2.seeding import keyed_generator
+from vqvae2.training.optimiser import BETAS, DEFAULT_BETAS
 
 CONTINUOUS_LEVEL_DROPOUT = 0.25  # while nothing is quantised
 
@@ -27,6 +28,7 @@ class Objective(Protocol):
 
     module: nn.Module
     rate_factors: dict[nn.Parameter, float]
+    betas: tuple[float, float]
     start_step: int | None
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
@@ -57,6 +59,8 @@ class AutoencoderObjective:
     finest level can carry everything, and the coarse ones would learn nothing. Later they
     are hidden of a share `level_dropout` of the images.
     """
+
+    betas = BETAS
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
         """`autoencoder`: on its device. `batch_size`: of the global batch."""
@@ -109,6 +113,8 @@ class AutoencoderObjective:
 class WeightsObjective:
     """What all objectives share that train a module's weights at one rate, and nothing else."""
 
+    betas = DEFAULT_BETAS
+
     def __init__(self, module: nn.Module, batch_size: int, seed: int):
         """`batch_size`: of the global batch."""
         self.module = module
@@ -137,6 +143,8 @@ class WeightsObjective:
 
 class PriorObjective(WeightsObjective):
     """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+
+    betas = BETAS
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         labels = self._drop_labels(batch.labels, batch.positions, step)
