@@ -17,6 +17,7 @@ from vqvae2.codes.store import CodeStore
 from vqvae2.config import Config, as_dict
 from vqvae2.evaluation.classifier import LabelledBatch
 from vqvae2.generator import Generator
+from vqvae2.images.decode import Crop
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import Item, StepOrder, in_order
 from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
@@ -119,4 +120,14 @@ def as_image_set(written: Written, classes: list[str]) -> ImageSet:
     """Sampled images as a set that batches can be loaded of."""
     names = [path.name for path in written.paths]
     labels = [NO_LABEL] * len(names) if written.labels is None else written.labels.tolist()
-    return ImageSet(classes, labels, names, lambda index, crop=None: read_sample(written.paths[index]))
+    return ImageSet(classes, labels, names, SampleFiles(written.paths))
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Loads a sampled image as it was made; such images are not augmented."""
+
+    paths: list[Path]
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        return read_sample(self.paths[index])

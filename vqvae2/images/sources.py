@@ -23,9 +23,70 @@ Look = Callable[[Path], Listing]
 
 
 class Loader(Protocol):
-    """What loads one image of a set."""
+    """Loads one image of a set. Worker processes get it by pickle where they are not forked, so it is no closure."""
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DrawnShapes:
+    """Loads a drawn shape of the embedded data set."""
+
+    config: ImagesConfig
+    seed: int
+    part: str
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        drawn = draw((self.seed, self.part, index), index % len(CLASSES), self.config.height_width)
+        return to_tensor(drawn, self.config.height_width, self.config.channels, crop=crop)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Loads an image file below a folder."""
+
+    config: ImagesConfig
+    folder: Path
+    names: list[str]
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        path, config = self.folder / self.names[index], self.config
+        return read_image(path, config.height_width, config.channels, tuple(config.background), crop)
+
+
+@dataclass(frozen=True)
+class DatasetItems:
+    """Loads an item of a torchvision data set."""
+
+    config: ImagesConfig
+    dataset: torchvision.datasets.VisionDataset
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        image, config = self.dataset[index][0], self.config
+        return to_tensor(image, config.height_width, config.channels, tuple(config.background), crop)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Loads some images of another set."""
+
+    load: Loader
+    indices: list[int]
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        return self.load(self.indices[index], crop)
+
+
+@dataclass(frozen=True)
+class WithFlippedCopies:
+    """Loads `count` images of another set, then each of them flipped horizontally."""
+
+    load: Loader
+    count: int
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        image = self.load(index % self.count, crop)
+        return image if index < self.count else image.flip(-1)
 
 
 @dataclass(frozen=True)
@@ -79,12 +140,9 @@ def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Sp
 
 
 def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
-    def load(index: int, crop: Crop | None = None) -> Tensor:
-        drawn = draw((seed, part, index), index % len(CLASSES), images.height_width)
-        return to_tensor(drawn, images.height_width, images.channels, crop=crop)
-
     labels = [i % len(CLASSES) for i in range(count)]
-    return ImageSet(list(CLASSES), labels, [f"{part}_{i:06d}" for i in range(count)], load)
+    names = [f"{part}_{i:06d}" for i in range(count)]
+    return ImageSet(list(CLASSES), labels, names, DrawnShapes(images, seed, part))
 
 
 def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
@@ -104,12 +162,7 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
 
 
 def _files(images: ImagesConfig, listing: Listing) -> ImageSet:
-    def load(index: int, crop: Crop | None = None) -> Tensor:
-        return read_image(
-            listing.folder / listing.names[index], images.height_width, images.channels, tuple(images.background), crop
-        )
-
-    return ImageSet(listing.classes, listing.labels, listing.names, load)
+    return ImageSet(listing.classes, listing.labels, listing.names, Files(images, listing.folder, listing.names))
 
 
 def _torchvision(images: ImagesConfig, seed: int) -> Splits:
@@ -135,11 +188,7 @@ def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> 
     targets = getattr(dataset, "targets", None)
     labels = [int(x) for x in (targets if targets is not None else (dataset[i][1] for i in range(len(dataset))))]
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
-
-    def load(index: int, crop: Crop | None = None) -> Tensor:
-        return to_tensor(dataset[index][0], images.height_width, images.channels, tuple(images.background), crop)
-
-    return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], load)
+    return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], DatasetItems(images, dataset))
 
 
 def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
@@ -156,15 +205,11 @@ def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
 
 def _subset(images: ImageSet, indices: list[int]) -> ImageSet:
     labels, names = [images.labels[i] for i in indices], [images.names[i] for i in indices]
-    return ImageSet(images.classes, labels, names, lambda index, crop=None: images.load(indices[index], crop))
+    return ImageSet(images.classes, labels, names, Subset(images.load, indices))
 
 
 def with_flipped_copies(images: ImageSet) -> ImageSet:
     """The images, then each of them mirrored, under its name with "flipped" behind."""
-
-    def load(index: int, crop: Crop | None = None) -> Tensor:
-        image = images.load(index % len(images), crop)
-        return image if index < len(images) else image.flip(-1)
-
     names = images.names + [f"{name} flipped" for name in images.names]
+    load = WithFlippedCopies(images.load, len(images))
     return ImageSet(images.classes, images.labels * 2, names, load, images.warned)
