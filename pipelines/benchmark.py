@@ -7,7 +7,6 @@ Prints a table and appends it to a JSON file. Any field of the configuration can
 from pathlib import Path
 
 from vqvae2.benchmarks.measure import MEASUREMENTS, measure
-from vqvae2.benchmarks.report import append_rows, read_rows, table
 from vqvae2.command_line import parse_config, run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
@@ -20,6 +19,9 @@ def main() -> None:
         "output": (str, "benchmark.json", "the JSON file that the table is appended to"),
     }
     config, values = parse_config(description=__doc__, default_config=CONFIG, **options)
+
+    from vqvae2.benchmarks.report import append_rows, read_rows, table  # PyTorch comes with it, --help need not wait
+
     output = Path(values["output"])
     read_rows(output)  # refused before the work, not after
     rows = measure(values["what"], config, values["repetitions"])

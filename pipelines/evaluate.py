@@ -4,12 +4,14 @@ Give --run_dir alone, and the configuration is the one that the run was made wit
 evaluation can be set: --evaluation.num_samples 1000.
 """
 
-from vqvae2.command_line import config_of_run, parse_config, run
-from vqvae2.evaluation.evaluate import evaluate
+from vqvae2.command_line import parse_config, run
 
 
 def main() -> None:
-    config, _ = parse_config(description=__doc__, default_config=config_of_run())
+    config, _ = parse_config(description=__doc__, of_run=True)
+
+    from vqvae2.evaluation.evaluate import evaluate  # not at the top: PyTorch comes with it, and --help need not wait
+
     path = evaluate(config)
     print(f"figures: {path}; page: {path.with_name('report.html')}")
 

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 
 from vqvae2.command_line import parse_options, run
-from vqvae2.evaluation.rejection import classifier_for, keep_best
-from vqvae2.generator import BATCH_SIZE, Generator
-from vqvae2.launch import join_processes
-from vqvae2.samples import start_from, write_samples
+from vqvae2.config import SAMPLES_AT_A_TIME
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Options:
     top_p: float | None = None
     guidance: float = 1.0
     seed: int = 0
-    batch_size: int = BATCH_SIZE
+    batch_size: int = SAMPLES_AT_A_TIME
     complete: str | None = None
     keep: str = "top"
     resample: str | None = None
@@ -51,6 +48,13 @@ class Options:
 
 def main() -> None:
     options = parse_options(Options, __doc__)
+
+    # not at the top: PyTorch comes with them, and --help need not wait
+    from vqvae2.evaluation.rejection import classifier_for, keep_best
+    from vqvae2.generator import Generator
+    from vqvae2.launch import join_processes
+    from vqvae2.samples import start_from, write_samples
+
     state = join_processes()
     generator = Generator.from_run(options.run_dir, state.device, options.dtype)
     classifier = None if options.keep_fraction is None else classifier_for(generator, options.keep_fraction)

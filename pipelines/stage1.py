@@ -1,11 +1,13 @@
 """Stage 1: train the autoencoder. Run the same command again to resume."""
 
 from vqvae2.command_line import parse_config, run
-from vqvae2.stages import train_autoencoder
 
 
 def main() -> None:
     config, _ = parse_config(description=__doc__)
+
+    from vqvae2.stages import train_autoencoder  # not at the top: with it comes PyTorch, which --help need not wait for
+
     train_autoencoder(config)
 
 

@@ -2,7 +2,6 @@
 
 from vqvae2.command_line import parse_config, run
 from vqvae2.errors import UserError
-from vqvae2.stages import train_prior
 
 
 def main() -> None:
@@ -15,6 +14,9 @@ def main() -> None:
         raise UserError(f"--level: {wanted!r} is not a level below the coarsest: {below}")
     if not levels:
         print("one level: there is no lower one, nothing to do")
+
+    from vqvae2.stages import train_prior  # not at the top: with it comes PyTorch, which --help need not wait for
+
     for level in [wanted] if wanted else levels:
         train_prior(config, level)
 

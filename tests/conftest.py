@@ -45,6 +45,11 @@ evaluation: {{num_samples: 13, classifier_size: 32, classifier_steps: 2, batch_s
 """
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes, whatever the machine: the tests of several processes need cores of their own."""
+    return 2
+
+
 def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> tuple[list[str], dict[str, str]]:
     """The command that a user gives, and its environment.
 

@@ -1,11 +1,16 @@
 """The command line: what wins, and how a mistake is answered."""
 
+import datetime
+import re
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT, call, write_config
-from vqvae2.command_line import DEFAULT_CONFIG, config_of_run, parse_config, run
+from vqvae2.command_line import parse_config, run
 from vqvae2.errors import UserError
 
 
@@ -182,12 +187,65 @@ def test_a_defect_keeps_its_traceback():
         run(lambda: 1 // 0)
 
 
-def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path):
+def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path: Path):
     """In both forms of the flag; --config wins; a folder without one is refused."""
-    (tmp_path / "config.yaml").touch()
-    for flags in (["--run_dir", str(tmp_path)], ["--seed", "1", f"--run_dir={tmp_path}"]):
-        assert config_of_run(flags) == tmp_path / "config.yaml"
-    assert config_of_run(["--run_dir", str(tmp_path), "--config", "x.yaml"]) == DEFAULT_CONFIG
-    assert config_of_run([]) == DEFAULT_CONFIG
+    (tmp_path / "config.yaml").write_text(f"seed: 9\n{path.read_text()}")
+    for flags in (["--run_dir", str(tmp_path)], ["--trackers", "[]", f"--run_dir={tmp_path}"]):
+        assert parse_config(flags, of_run=True)[0].seed == 9
+    assert parse_config(["--run_dir", str(tmp_path), "--config", str(path)], of_run=True)[0].seed == 0
+    assert parse_config([], of_run=True) == parse_config([])
     with pytest.raises(UserError, match=r"config\.yaml.*give --config"):
-        config_of_run(["--run_dir", str(tmp_path / "other")])
+        parse_config(["--run_dir", str(tmp_path / "other")], of_run=True)
+
+
+def test_without_the_repository_a_configuration_is_asked_for(tmp_path: Path):
+    """A package that was installed alone has no quickstart.yaml beside it."""
+    with pytest.raises(UserError, match="give --config an existing file"):
+        parse_config([], default_config=tmp_path / "quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--priors.top.layerz", "3"], "--priors.top.layerz: unknown field: did you mean layers?"),
+        (["--priors.bottom.train.rate", "3"], "--priors.bottom.train.rate: unknown field"),
+        (["--autoencoder.levels", "[{name: top, strides: 8}]"], "--autoencoder.levels[0] (top).strides: unknown field"),
+        (["--priors", "{top: 3}"], "--priors.top: 3 is not a section"),
+    ],
+)
+def test_unknown_fields_of_levels_and_priors_are_named_with_their_level(path: Path, flags: list[str], says: str):
+    with pytest.raises(UserError, match=re.escape(says)):
+        parse_config(["--config", str(path), *flags])
+
+
+JUNK = [None, True, -1, 0, 3, 10**12, 10**30, 0.5, float("nan"), float("inf"), "", "x", "a\0b", "no", [], [1, "x"],
+        [[1]], {}, {"x": 1}, {3: 4}, datetime.date(2020, 1, 1)]  # fmt: skip
+
+
+def spoilt(content: Any, random: Random) -> Any:
+    """A copy with one value, at any depth, replaced by junk or under another name."""
+    if isinstance(content, dict) and content and random.random() < 0.9:
+        name = random.choice(sorted(content, key=str))
+        if random.random() < 0.1:
+            return {("x" if key == name else key): x for key, x in content.items()}
+        return {**content, name: spoilt(content[name], random)}
+    if isinstance(content, list) and content and random.random() < 0.7:
+        i = random.randrange(len(content))
+        return [spoilt(x, random) if i == j else x for j, x in enumerate(content)]
+    return random.choice(JUNK)
+
+
+def test_spoilt_configurations_end_in_a_message(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """500 random ones: each is good after all, refused with a message, or refused by the parser with code 2."""
+    good, random, refused = yaml.safe_load(path.read_text()), Random(0), 0
+    file = tmp_path / "spoilt.yaml"
+    for _ in range(500):
+        file.write_text(yaml.safe_dump(spoilt(good, random), allow_unicode=True))
+        try:
+            parse_config(["--config", str(file)])
+        except UserError:
+            refused += 1
+        except SystemExit as end:
+            assert end.code == 2
+            refused += 1
+    assert refused > 300 and "Traceback" not in capsys.readouterr().err

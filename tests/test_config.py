@@ -86,6 +86,13 @@ WRONG = [
     ("images.size", [64]),
     ("images.size", [64, 64, 3]),
     ("images.channels", 4),
+    ("images.size", 10**12),
+    ("images.root", "pictures"),  # of drawn shapes
+    ("images.validation_root", "pictures"),
+    ("images.validation_fraction", 0.1),
+    ("images.workers", 10**6),
+    ("run_dir", "a\0b"),
+    ("stage1.batch_size", 10**12),
     ("images.workers", -1),
     ("images.max_images", 0),
     ("images.source", "folders"),
@@ -172,6 +179,27 @@ def test_a_folder_needs_a_root():
     with pytest.raises(UserError, match=r"images\.root: None"):
         check(folder)
     check(changed(folder, "images.root", "photos"))
+
+
+def test_torchvision_has_held_out_images_of_its_own():
+    """A folder of others would change nothing."""
+    with pytest.raises(UserError, match=r"images\.validation_root: 'x'.*does not read it"):
+        check(replace(GOOD, images=ImagesConfig(source="torchvision:MNIST", size=64, validation_root="x")))
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("autoencoder.hidden_channels", "autoencoder"),
+        ("autoencoder.levels.0.code_dim", "autoencoder"),
+        ("priors.top.residual_channels", "priors.top"),
+        ("priors.bottom.layers", "priors.bottom"),
+    ],
+)
+def test_a_model_that_no_process_can_hold_is_refused(key: str, name: str):
+    """Before PyTorch is asked for its memory."""
+    with pytest.raises(UserError, match=rf"(?m)^{name}: 'over [\d,]+ parameters'"):
+        check(changed(GOOD, key, 10**12))
 
 
 def test_two_levels_of_one_name_are_refused():

@@ -77,6 +77,17 @@ def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
     assert all((again[name] == image).all() and image.shape == (16, 32, 3) for name, image in first.items())
 
 
+def test_samples_of_another_precision_or_batch_size_are_others(tiny_run):
+    """They round differently, so that files of one are never taken for the other's."""
+    _, run_dir = tiny_run
+    folder = run_dir / "samples"
+    arguments = ("--run_dir", str(run_dir), "--num_images", "2", "--seed", "77")
+    for i, flags in enumerate((("--dtype", "bfloat16"), ("--dtype", "float32"), ("--batch_size", "3"))):
+        succeed("sample", *arguments, *flags)
+        assert len(list(folder.glob("seed77_*.png"))) == 2 * (i + 1)
+    assert "temperature" in refusal("sample", *arguments, "--temperature", "0")
+
+
 def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
     """Stages 1 and 2 on two processes give the autoencoder and the codes of one process, up to rounding."""
     _, run_dir = tiny_run
@@ -188,10 +199,10 @@ def test_lost_weights_are_exported_again(tiny_run, tmp_path):
 
 
 def test_changed_configuration_is_refused_with_both_values(tiny_run):
-    """A finished stage is not continued with another learning rate."""
+    """A finished stage is not continued with another batch size."""
     config, _ = tiny_run
-    message = refusal("stage1", "--config", str(config), "--stage1.learning_rate", "0.5", "--stage1.total_steps", "6")
-    assert "stage1.learning_rate" in message and "0.0003" in message and "0.5" in message
+    message = refusal("stage1", "--config", str(config), "--stage1.batch_size", "4", "--stage1.total_steps", "6")
+    assert "stage1.batch_size was 8 and is now 4" in message
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ FLOORS = [  # from the top; rooms on one floor may import one another
         "seeding",
         "stopping",
         "errors",
+        "given",
+        "model_files",
     },
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

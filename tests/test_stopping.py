@@ -156,7 +156,7 @@ def test_parent_counts_only_where_it_is_a_launcher(
         monkeypatch.delenv(name, raising=False)
     if launched:
         monkeypatch.setenv(stopping.LAUNCHED[0], "no")
-    monkeypatch.setattr(stopping, "PARENT", os.getppid() + 1)
+    monkeypatch.setattr(stopping._Parent, "process", os.getppid() + 1)
     assert (requests.reason() is not None) == launched
 
 

@@ -1,7 +1,19 @@
 """VQ-VAE-2 (Razavi, van den Oord, Vinyals 2019) in stages."""
 
-from vqvae2 import stopping  # noqa: F401 - notes the parent process before PyTorch takes its seconds
+from typing import TYPE_CHECKING, Any
+
 from vqvae2.errors import UserError
-from vqvae2.generator import Generator
+
+if TYPE_CHECKING:
+    from vqvae2.generator import Generator
 
 __all__ = ["Generator", "UserError"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Generator`, and with it PyTorch, when it is first asked for: --help does not wait for it."""
+    if name == "Generator":
+        from vqvae2.generator import Generator
+
+        return Generator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

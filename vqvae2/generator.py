@@ -12,16 +12,16 @@ from torch import Tensor
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
+from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
-from vqvae2.precision import has_fast_bf16
+from vqvae2.precision import has_fast_bf16, widest_float
 from vqvae2.prior.artefact import TrainedPrior, load_prior
 from vqvae2.prior.kept import Kept, keep_coarser, keep_region, parse_region
 from vqvae2.prior.prior import Prior
 from vqvae2.prior.sampling import Controls, image_uniforms, sample_codes
 from vqvae2.seeding import keyed_generator
 
-BATCH_SIZE = 16
 UNCONDITIONAL = "none"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -106,7 +106,7 @@ class Generator:
                 f"uint8 of shape (B, {', '.join(map(str, expected))})"
             )
         with self._autocast():
-            parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(BATCH_SIZE)]
+            parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(SAMPLES_AT_A_TIME)]
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in self.autoencoder.names}
 
     @torch.no_grad()
@@ -121,9 +121,9 @@ class Generator:
         with self._autocast():
             parts = [
                 self.autoencoder.decode(
-                    {name: x[i : i + BATCH_SIZE].to(self.device) for name, x in codes.items()}
+                    {name: x[i : i + SAMPLES_AT_A_TIME].to(self.device) for name, x in codes.items()}
                 ).cpu()
-                for i in range(0, count, BATCH_SIZE)
+                for i in range(0, count, SAMPLES_AT_A_TIME)
             ]
         return torch.cat(parts)
 
@@ -137,7 +137,7 @@ class Generator:
         guidance: float = 1.0,
         seed: int = 0,
         first_image: int = 0,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = SAMPLES_AT_A_TIME,
         kept: dict[str, Kept] | None = None,
         progress: Callable[[int], object] = lambda codes: None,
     ) -> Tensor:
@@ -229,7 +229,8 @@ class Generator:
         codes: dict[str, Tensor] = {}
         for name, prior in self._sampling_priors.items():
             positions = prior.shape.height * prior.shape.width
-            uniforms = torch.stack([image_uniforms(seed, i, name, positions) for i in indices]).to(self.device)
+            uniforms = torch.stack([image_uniforms(seed, i, name, positions) for i in indices])
+            uniforms = uniforms.to(self.device, widest_float(self.device))
             codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], kept.get(name), progress)
         return self.decode(codes)
 

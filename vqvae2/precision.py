@@ -19,6 +19,11 @@ def resolve_precision(key: str, wanted: MixedPrecision, device: torch.device) ->
     return "bf16" if has_fast_bf16(device) else "no"
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 for sums and figures; float32 on devices that have no float64 (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether this GPU or processor has instructions for products of bf16 numbers."""
     if device.type == "cuda":

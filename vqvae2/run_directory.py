@@ -1,25 +1,24 @@
 """The folder of a run: where each stage keeps its files, and what stages hand to one another."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from vqvae2.config import completed
 from vqvae2.errors import UserError
 
-FORMAT_VERSION = 2
 MAY_CHANGE = frozenset(
     {
         "total_steps",
+        "learning_rate",
+        "gradient_clip",
+        "mixed_precision",
         "save_every",
         "validate_every",
         "log_every",
@@ -92,6 +91,17 @@ def compare_configuration(directory: Path, configuration: dict[str, Any]) -> lis
     return [f"{key} changes from {old!r} to {new!r}" for key, old, new in changes]
 
 
+def recorded_sections(run_dir: Path) -> dict[str, Any]:
+    """The sections that the trained stages of a run were begun with, as one configuration would hold them."""
+    whole: dict[str, Any] = {}
+    for directory in [run_dir / "stage1", run_dir / "stage3", *sorted((run_dir / "stage4").glob("*/"))]:
+        sections = recorded_configuration(directory)
+        priors = {**whole.get("priors", {}), **sections.get("priors", {})}
+        whole |= {key: sections[key] for key in ("images", "autoencoder", "stage1", "seed") if key in sections}
+        whole |= {"priors": priors} if priors else {}
+    return whole
+
+
 def record_configuration(directory: Path, configuration: dict[str, Any]) -> None:
     """Write the sections that a stage reads into its config.yaml."""
     make_dir(directory)
@@ -99,14 +109,14 @@ def record_configuration(directory: Path, configuration: dict[str, Any]) -> None
 
 
 def recorded_configuration(directory: Path) -> dict[str, Any]:
-    """What the stage in `directory` was begun with; empty where it has not trained yet."""
+    """What the stage in `directory` was begun with, absent fields included; empty where it has not trained yet."""
     path = directory / "config.yaml"
     trained = (directory / "model.json").exists() or any((directory / "checkpoints").glob("step_*"))
     if not (path.exists() and trained):
         return {}
     try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return completed(dict(yaml.safe_load(path.read_text())))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: broken YAML ({error}): restore it, or use another run_dir") from error
 
 
@@ -133,68 +143,3 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Tensors of any device and layout as safetensors, flushed to disk."""
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def export_model(directory: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write model.safetensors and model.json: all that is needed to rebuild a model.
-
-    model.json is written last and carries the weights' SHA-256, so that a stage
-    that was killed in between is not finished.
-    """
-    weights_path = directory / "model.safetensors"
-    beside = directory / "model.safetensors.partial"
-    with writing(weights_path):
-        save_tensors(weights, beside)
-        digest = sha256(beside)
-        os.replace(beside, weights_path)
-    described = {"format_version": FORMAT_VERSION, **description, "sha256": digest}
-    write_atomically(directory / "model.json", json.dumps(described, indent=2).encode())
-
-
-def read_description(directory: Path, made_by: str) -> dict[str, Any]:
-    """The model.json of a finished stage; `made_by` names the command that makes it.
-
-    Raises:
-        UserError: it is missing, broken, or of another format version.
-    """
-    path = directory / "model.json"
-    if not path.exists():
-        raise UserError(f"{path}: not there: finish {made_by} first")
-    try:
-        description = json.loads(path.read_text())
-        version = description["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}): run {made_by} again") from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: run {made_by} again"
-        )
-    return description
-
-
-def read_weights(directory: Path, description: dict[str, Any], made_by: str) -> dict[str, Tensor]:
-    """The model.safetensors beside a model.json, checked against the SHA-256 there."""
-    path = directory / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{path}: not there: run {made_by} again")
-    if sha256(path) != description["sha256"]:
-        raise UserError(f"{path}: not the file that {directory / 'model.json'} describes: run {made_by} again")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}): run {made_by} again") from error
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model of the same configuration."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: does not hold the weights of the model described beside it: {error}") from error

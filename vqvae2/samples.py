@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.generator import Generator, at_least
+from vqvae2.generator import Generator, at_least, controls_of
 from vqvae2.images.grids import save_grid, save_image
+from vqvae2.launch import refusals_reach_all
 from vqvae2.prior.kept import Kept
 from vqvae2.run_directory import make_dir, writing
 from vqvae2.stopping import StopRequests
@@ -109,8 +110,10 @@ def write_samples(
     at_least("batch_size", batch_size, 1)
     at_least("seed", seed, 0)
     labels = generator.labels(label, range(num_images), seed, controls["guidance"])
+    for name in generator.autoencoder.names:
+        controls_of(name, **controls)
     directory = make_dir(folder or generator.run_dir / "samples")
-    stem = _stem(label, controls, seed, generator, start)
+    stem = _stem(label, controls, seed, batch_size, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
     batches = [range(i, min(i + batch_size, num_images)) for i in range(0, num_images, batch_size)]
@@ -121,7 +124,7 @@ def write_samples(
     ]
     codes = sum(prior.shape.height * prior.shape.width for prior in generator.priors.values())
     bar = tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process)
-    with bar, StopRequests() as requests:
+    with refusals_reach_all(state), bar, StopRequests() as requests:
         for batch in mine:
             images = generator.sample(
                 len(batch),
@@ -140,12 +143,12 @@ def write_samples(
                     os.replace(beside, paths[i])
             if reason := requests.reason():
                 raise StoppedError(f"{directory}: stopped by {reason}; finished batches are kept")
-    state.wait_for_everyone()
 
     grid = directory / f"grid_{stem}.png"
-    if state.is_main_process:
-        with writing(grid):
-            save_samples_grid(paths, grid)
+    with refusals_reach_all(state):
+        if state.is_main_process:
+            with writing(grid):
+                save_samples_grid(paths, grid)
     return Written(paths, labels, grid)
 
 
@@ -162,8 +165,10 @@ def read_sample(path: Path) -> torch.Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _stem(label: str | None, controls: dict[str, Any], seed: int, generator: Generator, start: Start | None) -> str:
-    """Tells apart what was sampled from other weights or with other controls."""
+def _stem(
+    label: str | None, controls: dict[str, Any], seed: int, batch_size: int, generator: Generator, start: Start | None
+) -> str:
+    """Tells apart what was sampled from other weights, with other controls, or with other rounding."""
     neutral = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
     parts = (
         ([start.name] if start else [])
@@ -171,6 +176,7 @@ def _stem(label: str | None, controls: dict[str, Any], seed: int, generator: Gen
         + ([f"label-{label}".replace("/", "-")] if label is not None else [])
     )
     parts += [f"{key}{value}" for key, value in controls.items() if value != neutral[key]]
+    parts += [str(generator.dtype).removeprefix("torch."), f"batch{batch_size}"]
     return "_".join([*parts, generator.fingerprint()])
 
 

@@ -1,6 +1,6 @@
 """Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from vqvae2.images.loading import Augmentation, load_batches
 from vqvae2.images.order import StepOrder
 from vqvae2.images.sources import Splits, with_flipped_copies
 from vqvae2.images.survey import open_surveyed
-from vqvae2.launch import start_accelerator, start_training_accelerator
+from vqvae2.launch import refusals_reach_all, start_accelerator, start_training_accelerator
 from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.prior import Prior
@@ -83,7 +83,10 @@ def write_codes(config: Config) -> None:
         splits = splits._replace(train=with_flipped_copies(splits.train))
     autoencoder = trained.module.to(accelerator.device)
     directory = codes_path(config.run_dir, "train").parent
-    with locked(directory) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as held:
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(locked(directory))
         for name, images in splits._asdict().items():
             path = codes_path(config.run_dir, name)
             header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)

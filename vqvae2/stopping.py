@@ -12,7 +12,15 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_KEYSTROKE_SECONDS = 0.5  # a launcher forwards the SIGINT that the terminal has sent to everyone already
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that launchers set
-PARENT = os.getppid()  # as early as can be: imported before PyTorch
+
+
+class _Parent:
+    process: int | None = None  # None: nobody has asked to be ended with it
+
+
+def end_with_parent() -> None:
+    """Take the end of this process's present parent for a request to stop; called before PyTorch is imported."""
+    _Parent.process = os.getppid()
 
 
 class StopRequests:
@@ -35,7 +43,7 @@ class StopRequests:
         """Why this process should stop; None: it should not."""
         if self.signal is not None:
             return signal.Signals(self.signal).name
-        if os.getppid() != PARENT and any(name in os.environ for name in LAUNCHED):
+        if _Parent.process not in (None, os.getppid()) and any(name in os.environ for name in LAUNCHED):
             return "the launcher's end"
         return None
 

@@ -60,13 +60,24 @@ def test_a_second_call_computes_nothing_and_other_samples_leave_the_rest(evaluat
 
     before = times()
     said = succeed("evaluate", "--run_dir", str(run))
-    assert "began anew" not in said and {k: v for k, v in times().items() if "made_of" not in k} == {
+    assert "starting over" not in said and {k: v for k, v in times().items() if "made_of" not in k} == {
         k: v for k, v in before.items() if "made_of" not in k
     }
+
+    def samples() -> dict[str, int]:
+        return {x.name: x.stat().st_mtime_ns for x in (evaluation / "samples").glob("seed*.png")}
+
+    drawn = samples()
     said = succeed("evaluate", "--run_dir", str(run), "--evaluation.num_samples", "7")
-    renewed = [part for part in ("samples", "classifier_samples", "comparison") if f"{part}: made of" in said]
-    assert len(renewed) == 3 and "classifier_real" not in said.replace("classifier_real:", "")
+    renewed = {line.split(": inputs")[0].rsplit("/", 1)[-1] for line in said.splitlines() if "starting over" in line}
+    assert renewed == {"classifier_samples", "comparison"}
     assert json.loads((run / "evaluation.json").read_text())["fidelity"]["samples"]["images"] == 7
+    assert samples() == drawn and len(drawn) == 13  # an image never depends on how many there are
+
+    record = evaluation / "samples" / "made_of.json"  # as it was written when it held the count
+    record.write_text(json.dumps({**json.loads(record.read_text()), "num_samples": 13}))
+    succeed("evaluate", "--run_dir", str(run), "--evaluation.num_samples", "9")
+    assert samples() == drawn
 
 
 def test_two_processes_find_what_one_finds(evaluated_run: Path, found: dict, tmp_path: Path):
@@ -120,6 +131,8 @@ def test_a_run_without_classes(tmp_path: Path):
     for stage in (1, 2, 3, 4):
         succeed(f"stage{stage}", *flags)
     assert "seed" in refusal("evaluate", *flags, "--seed", "1")
+    assert "guidance" in refusal("evaluate", "--run_dir", str(tmp_path / "run"), "--evaluation.guidance", "2")
+    assert not (tmp_path / "run" / "evaluation").exists()  # before any work
     succeed("evaluate", "--run_dir", str(tmp_path / "run"), "--evaluation.num_samples", "6")
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["classification_accuracy"] is None and found["fidelity"]["classifier_features"] is None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vqvae2.evaluation import inception
 from vqvae2.evaluation.classifier import Seen
 from vqvae2.evaluation.fidelity import fidelity, frechet_distance, nearest, precision_and_recall
 
@@ -34,6 +35,31 @@ def test_a_set_against_itself():
     assert found["fid"] == pytest.approx(0, abs=1e-6)
     assert found["kid"] <= 1e-6  # unbiased: what a set has in common with itself makes it negative
     assert found["precision"] == found["recall"] == 1
+
+
+def test_kernel_distance_has_a_deviation():
+    """Its subsets are a part of the set, whatever its size, so that they differ."""
+    sets = [Seen(torch.randn(60, 7, generator=GENERATOR), torch.randn(60, 3, generator=GENERATOR)) for _ in range(2)]
+    assert fidelity(*sets)["kid_std"] > 1e-4
+
+
+def test_inception_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+    """Whatever surrounds it: published distances are float32."""
+    one = torch.full((1, 1), 1 + 2**-12)  # bf16 rounds it to 1
+
+    class Extractor(torch.nn.Module):
+        def __init__(self, *arguments: object, **options: object):
+            super().__init__()
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return one @ one, one @ one
+
+    monkeypatch.setattr(inception, "FeatureExtractorInceptionV3", Extractor)
+    network = inception.Inception(torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (one @ one).dtype == torch.bfloat16
+        seen = network(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert seen.features.item() > 1 and seen.logits.item() > 1
 
 
 def test_score_of_certain_and_of_equal_classes():

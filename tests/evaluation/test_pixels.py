@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from vqvae2.evaluation import pixels
@@ -41,6 +42,39 @@ def test_ssim(pairs):
 def test_small_pictures_have_no_ssim():
     assert "ssim" in pixels.measures_for((11, 16), torch.device("cpu"))
     assert "ssim" not in pixels.measures_for((8, 16), torch.device("cpu"))
+
+
+class FakeLpips(torch.nn.Module):
+    """A product whose result tells the precision it was computed in."""
+
+    def __init__(self, net_type: str):
+        super().__init__()
+
+    def forward(self, reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        one = torch.full((1, 1), 1 + 2**-12)  # bf16 rounds it to 1
+        return (one @ one)[0, 0]
+
+
+def test_lpips_is_left_out_below_the_size_it_can_take(monkeypatch):
+    """AlexNet's features, as LPIPS reads them up to the last rectifier, have no pixel left below."""
+    monkeypatch.setattr(pixels, "lpips_weights_are_there", lambda: True)
+    monkeypatch.setattr(pixels, "LearnedPerceptualImagePatchSimilarity", FakeLpips)
+    features = torchvision.models.alexnet().features[:12]
+    smallest = pixels.LPIPS_SMALLEST
+    assert features(torch.zeros(1, 3, smallest, 40)).shape[2] == 1
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        features(torch.zeros(1, 3, smallest - 1, 40))
+    assert "lpips" in pixels.measures_for((smallest, 40), torch.device("cpu"))
+    assert "lpips" not in pixels.measures_for((40, smallest - 1), torch.device("cpu"))
+
+
+def test_lpips_is_computed_in_float32(monkeypatch, pairs):
+    monkeypatch.setattr(pixels, "lpips_weights_are_there", lambda: True)
+    monkeypatch.setattr(pixels, "LearnedPerceptualImagePatchSimilarity", FakeLpips)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.ones(1, 1).matmul(torch.ones(1, 1)).dtype == torch.bfloat16
+        lpips = pixels.measures_for((32, 32), torch.device("cpu"))["lpips"]
+        assert lpips(*pairs)[0].item() > 1
 
 
 def test_lpips_reads_the_official_weights_alone(tmp_path, monkeypatch):

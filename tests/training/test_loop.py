@@ -21,7 +21,7 @@ from vqvae2.images.loading import ImageBatch
 from vqvae2.prior.artefact import build_prior
 from vqvae2.training import loop
 from vqvae2.training.average import WeightAverage
-from vqvae2.training.checkpoints import load_checkpoint, save_checkpoint
+from vqvae2.training.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from vqvae2.training.objectives import AutoencoderObjective, Objective, PriorObjective
 from vqvae2.training.optimiser import DEFAULT_BETAS
 
@@ -97,6 +97,7 @@ def train(
     settings: TrainConfig,
     validate: Callable[[int], dict[str, float]] = lambda step: {"figure": 0.0},
     pause: float = 0.0,
+    after_validation: Callable[[], object] = lambda: None,
 ) -> None:
     """Run the loop on one CPU process; `pause`: seconds until each batch is there."""
     AcceleratorState._reset_state(True)
@@ -111,7 +112,7 @@ def train(
                 yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    loop.train(objective, batches, validate, settings, directory, 0, accelerator, {"kind": "test"})
+    loop.train(objective, batches, validate, settings, directory, 0, accelerator, {"kind": "test"}, after_validation)
 
 
 def interrupt(objective: Objective, at: int) -> Objective:
@@ -223,6 +224,20 @@ def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:
     train(tmp_path / "newer", newer, settings)
     saved = load_checkpoint(tmp_path / "newer" / "checkpoints").groups["optimiser"]
     assert saved["betas"].tolist() == [0.9, 0.95]
+
+
+def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Training goes on, and the checkpoint of that step was saved before the page was tried."""
+    settings = TrainConfig(**SETTINGS)
+    saved = []
+
+    def page() -> None:
+        saved.append(newest_step(tmp_path / "checkpoints"))
+        raise OSError("no space for a page")
+
+    train(tmp_path, prior_objective(settings), settings, after_validation=page)
+    assert saved == [2, 6] and (tmp_path / "model.json").exists()
+    assert capsys.readouterr().out.count("warning: the page of the run could not be written: no space for a page") == 2
 
 
 def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:

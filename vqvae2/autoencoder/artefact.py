@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
-from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelShape, as_dict, level_shapes
-from vqvae2.run_directory import load_weights, read_description, read_weights, stage_dir
+from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelShape, as_dict, completed, level_shapes
+from vqvae2.model_files import load_weights, read_description, read_weights
+from vqvae2.run_directory import stage_dir
 
 MADE_BY = "pipelines/stage1.py"
 
@@ -59,7 +60,7 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
     directory = stage_dir(run_dir, 1)
     description = read_description(directory, MADE_BY)
     weights = read_weights(directory, description, MADE_BY)
-    model = description["model"]
+    model = completed({"autoencoder": description["model"]})["autoencoder"]
     config = AutoencoderConfig(**{**model, "levels": [LevelConfig(**level) for level in model["levels"]]})
     module = Autoencoder(config, description["channels"])
     load_weights(module, weights, directory / "model.safetensors")

@@ -20,6 +20,7 @@ def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
 
 def usage_of(counts: Tensor) -> Usage:
     """Usage and perplexity of code counts (K,)."""
+    counts = counts.cpu()  # where there is float64
     frequencies = counts.double() / counts.sum().clamp(min=1)
     entropy = -torch.xlogy(frequencies, frequencies).sum()
     return Usage((counts > 0).double().mean().item(), entropy.exp().item())

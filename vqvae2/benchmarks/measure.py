@@ -1,27 +1,27 @@
 """Each measurement in a process of its own, so that its peak memory is its own too."""
 
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
-from vqvae2.benchmarks.autoencoder import measure_encode, measure_stage1
-from vqvae2.benchmarks.data import measure_codes, measure_images
-from vqvae2.benchmarks.prior import measure_prior, measure_sample
-from vqvae2.benchmarks.report import Row
 from vqvae2.config import Config
 from vqvae2.errors import UserError
 
-MEASUREMENTS: dict[str, Callable[[Config, int], list[Row]]] = {
-    "stage1": measure_stage1,
-    "encode": measure_encode,
-    "prior": measure_prior,
-    "sample": measure_sample,
-    "images": measure_images,
-    "codes": measure_codes,
+if TYPE_CHECKING:
+    from vqvae2.benchmarks.report import Row
+
+MEASUREMENTS = {  # name -> the module and the function that make it, imported when it is asked for
+    "stage1": ("autoencoder", "measure_stage1"),
+    "encode": ("autoencoder", "measure_encode"),
+    "prior": ("prior", "measure_prior"),
+    "sample": ("prior", "measure_sample"),
+    "images": ("data", "measure_images"),
+    "codes": ("data", "measure_codes"),
 }
 
 
-def measure(what: str, config: Config, repetitions: int) -> list[Row]:
+def measure(what: str, config: Config, repetitions: int) -> "list[Row]":
     """The rows of the named measurements.
 
     Args:
@@ -40,6 +40,8 @@ def measure(what: str, config: Config, repetitions: int) -> list[Row]:
         raise UserError(f"repetitions: {repetitions} will not do: 1 or more")
     rows: list[Row] = []
     for name in names:
+        module, function = MEASUREMENTS[name]
+        call = getattr(import_module(f"vqvae2.benchmarks.{module}"), function)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            rows += alone.submit(MEASUREMENTS[name], config, repetitions).result()
+            rows += alone.submit(call, config, repetitions).result()
     return rows

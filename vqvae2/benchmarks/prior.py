@@ -12,6 +12,7 @@ from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
 from vqvae2.config import Config, LevelShape, level_shapes
 from vqvae2.launch import start_accelerator
+from vqvae2.precision import widest_float
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.prior import Cache, Prior
 from vqvae2.prior.sampling import capture, draw
@@ -142,7 +143,7 @@ def _sampling_rows(
     coarser = _random_codes(prior.coarser, batch, device) or None
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     codes = _random_codes([prior.shape], batch, device)[prior.shape.name]
-    uniforms = torch.rand(batch, dtype=torch.float64, device=device)
+    uniforms = torch.rand(batch, dtype=widest_float(device), device=device)
     with torch.inference_mode():
         cache = Cache(prior, batch, coarser, labels)
         cache.begin_row(0)

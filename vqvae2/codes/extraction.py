@@ -12,6 +12,7 @@ from vqvae2.errors import StoppedError, UserError
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
+from vqvae2.launch import refusals_reach_all
 from vqvae2.stopping import StopRequests
 
 
@@ -35,7 +36,8 @@ def extract_codes(
     Raises:
         StoppedError: a signal asked for it, or the launcher is gone; what was encoded is written.
     """
-    writer = CodeWriter(path, header) if accelerator.is_main_process else None
+    with refusals_reach_all(accelerator):
+        writer = CodeWriter(path, header) if accelerator.is_main_process else None
     done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
     done = int(accelerator.reduce(done))  # the other processes add nothing
     share = batch_size // accelerator.num_processes
@@ -64,20 +66,21 @@ def extract_codes(
                 codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
             gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
             taken = accelerator.gather(batch.indices.to(accelerator.device)).tolist()
-            if writer:
-                fresh = len(set(indices))  # the last one may be there again
-                writer.write(
-                    [
-                        Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
-                        for place, i in enumerate(taken[:fresh])
-                    ]
-                )
-                bar.update(fresh)
-            if reason := requests.reason():
-                raise StoppedError(f"{path}: stopped by {reason}; what was encoded is kept")
-    if writer:
-        writer.close()
-    accelerator.wait_for_everyone()
+            with refusals_reach_all(accelerator):
+                if writer:
+                    fresh = len(set(indices))  # the last one may be there again
+                    writer.write(
+                        [
+                            Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
+                            for place, i in enumerate(taken[:fresh])
+                        ]
+                    )
+                    bar.update(fresh)
+                if reason := requests.reason():
+                    raise StoppedError(f"{path}: stopped by {reason}; what was encoded is kept")
+    with refusals_reach_all(accelerator):
+        if writer:
+            writer.close()
     return len(remaining)
 
 

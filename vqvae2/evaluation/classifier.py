@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vqvae2.config import EvaluationConfig, TrainConfig
 from vqvae2.images.convert import to_float
-from vqvae2.run_directory import load_weights, read_description, read_weights
+from vqvae2.model_files import load_weights, read_description, read_weights
 from vqvae2.training.loop import finished_step, train
 from vqvae2.training.objectives import Loss, WeightsObjective
 

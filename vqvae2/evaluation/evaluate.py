@@ -1,7 +1,7 @@
 """The evaluation of a finished run: evaluation.json, pictures, and the report page."""
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vqvae2.evaluation.rejection import REAL_CLASSIFIER
 from vqvae2.evaluation.report import write_report
 from vqvae2.evaluation.subject import Subject, as_image_set
 from vqvae2.evaluation.window import share_of, validation_window
-from vqvae2.launch import start_accelerator
+from vqvae2.launch import refusals_reach_all, start_accelerator
 from vqvae2.locking import locked
 from vqvae2.run_directory import compare_configuration, recorded_configuration, stage_dir, write_atomically
 from vqvae2.samples import Written, write_samples
@@ -40,13 +40,18 @@ def evaluate(config: Config) -> Path:
         given = {key: as_dict(config)[key] for key in ("images", "seed")}
         compare_configuration(stage1, {**former, **given})
     subject = Subject.open(config, accelerator)
+    generator, wanted = subject.generator, config.evaluation
+    generator.labels(None, range(wanted.num_samples), config.seed, wanted.guidance)  # refused now, or hours later
     path = Path(config.run_dir) / "evaluation.json"
-    with locked(subject.directory) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as held:
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(locked(subject.directory))
         judged = judge(subject)
-        if accelerator.is_main_process:
-            write_atomically(path, json.dumps(judged, indent=2).encode())
-            write_report(Path(config.run_dir), judged)
-        accelerator.wait_for_everyone()
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                write_atomically(path, json.dumps(judged, indent=2).encode())
+                write_report(Path(config.run_dir), judged)
     return path
 
 
@@ -61,8 +66,8 @@ def judge(subject: Subject) -> dict[str, Any]:
     directory = part_dir(subject.directory, "likelihood", subject.made_of(priors=True), accelerator)
     judged["likelihood"] = found(directory, lambda: figures.likelihood(subject), accelerator)
 
-    made_of = subject.made_of("num_samples", *CONTROLS, priors=True)
-    directory = part_dir(subject.directory, "samples", made_of, accelerator)
+    # An image never depends on how many are sampled: fewer are taken from those that are there, more are added.
+    directory = part_dir(subject.directory, "samples", subject.made_of(*CONTROLS, priors=True), accelerator)
     controls = {name: getattr(config, name) for name in CONTROLS} | {"top_k": None}
     written = write_samples(
         subject.generator,
@@ -136,8 +141,9 @@ def compare(subject: Subject, written: Written, classifiers: dict[str, Classifie
     else:
         seen = _seen(subject, written, windows, inception.Inception(accelerator.device))
         fidelity["inception"] = {**figures.distances(**seen), "resize": inception.RESIZE}
-    if accelerator.is_main_process:
-        pictures.draw_all(subject, written, windows["real"], neighbours, directory)
+    with refusals_reach_all(accelerator):
+        if accelerator.is_main_process:
+            pictures.draw_all(subject, written, windows["real"], neighbours, directory)
     return {"fidelity": fidelity, "classification_accuracy": accuracies, "rejection": rejection}
 
 

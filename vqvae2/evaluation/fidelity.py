@@ -9,7 +9,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from vqvae2.evaluation.classifier import Seen
 
-KID_SUBSET = 1000  # images; fewer where there are fewer
+KID_SUBSET = 1000  # images; at most half of a set, or all subsets would be alike and have no deviation
 SCORE_SPLITS = 10  # of the Inception score, from this many thousand images on; else one
 NEIGHBOURS = 3  # whose distance is the radius of precision and recall
 FEWEST_IMAGES = NEIGHBOURS + 2  # on either side, for a distance to mean anything
@@ -40,7 +40,7 @@ def fidelity(samples: Seen, real: Seen) -> dict[str, float | None]:
     if fewest < FEWEST_IMAGES:
         return dict.fromkeys(("fid", "kid", "kid_std", "score", "precision", "recall"))
     kid = kid_features_to_metric(
-        samples.features, real.features, kid_subset_size=min(KID_SUBSET, fewest), verbose=False
+        samples.features, real.features, kid_subset_size=min(KID_SUBSET, fewest // 2), verbose=False
     )
     splits = SCORE_SPLITS if len(samples.logits) >= 1000 * SCORE_SPLITS else 1
     return {

@@ -17,6 +17,7 @@ from vqvae2.evaluation.rejection import best_of_each_class, confidence
 from vqvae2.evaluation.subject import Subject
 from vqvae2.evaluation.window import gather_shares, share_of, validation_window
 from vqvae2.images.convert import to_float
+from vqvae2.precision import widest_float
 
 VARIANCE_IMAGES = 1024  # of training, that the variance of the pixels is fitted on
 KEPT_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -33,7 +34,9 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
     shapes = subject.trained.shapes
     counts = [torch.zeros(x.codebook_size, dtype=torch.long, device=accelerator.device) for x in shapes]
     ways = {"all": len(shapes), "coarsest_alone": 1}
-    rows = [torch.zeros(0, len(ways) * len(measures), dtype=torch.float64, device=accelerator.device)]
+    rows = [
+        torch.zeros(0, len(ways) * len(measures), dtype=widest_float(accelerator.device), device=accelerator.device)
+    ]
     mine = share_of(list(range(len(images))), accelerator)
     with subject.progress("reconstruction", mine) as bar:
         for batch in subject.real(images, subject.in_order(mine)):
@@ -99,7 +102,7 @@ def likelihood(subject: Subject) -> dict[str, Any]:
 
 
 def _squared_errors(images: Tensor, means: Tensor) -> Tensor:
-    return (to_float(images) - means.float()).square().mean(dim=(1, 2, 3)).double()
+    return (to_float(images) - means.float()).square().mean(dim=(1, 2, 3)).to(widest_float(images.device))
 
 
 def _of_reconstructions(
@@ -107,7 +110,7 @@ def _of_reconstructions(
 ) -> Tensor:
     """A figure of each image of the window and of its reconstruction before rounding."""
     accelerator = subject.accelerator
-    rows = [torch.zeros(0, dtype=torch.float64, device=accelerator.device)]
+    rows = [torch.zeros(0, dtype=widest_float(accelerator.device), device=accelerator.device)]
     for batch in subject.real(images, subject.in_order(share_of(window, accelerator))):
         originals = batch.images.to(accelerator.device)
         with accelerator.autocast():

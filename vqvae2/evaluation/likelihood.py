@@ -8,6 +8,7 @@ from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.store import CodeStore
 from vqvae2.evaluation.window import share_of
 from vqvae2.images.order import in_order
+from vqvae2.precision import widest_float
 from vqvae2.prior.prior import Prior
 from vqvae2.training.objectives import code_nll
 
@@ -26,18 +27,19 @@ def nats_per_code(
         batch_size: images of one process at a time.
         accelerator: whose autocast is used.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # of nats, of codes
+    wide = widest_float(accelerator.device)
+    sums = torch.zeros(2, dtype=wide, device=accelerator.device)  # of nats, of codes
     for batch in load_code_batches(store, in_order(share_of(window, accelerator), batch_size)):
         codes = {name: x.to(accelerator.device, non_blocking=True) for name, x in batch.codes.items()}
         with accelerator.autocast():
             nll = code_nll(prior, prior, codes, batch.labels.to(accelerator.device))
-        sums += torch.stack([nll.double().sum(), torch.tensor(nll.numel(), dtype=torch.float64, device=nll.device)])
+        sums += torch.stack([nll.to(wide).sum(), sums.new_tensor(nll.numel())])
     nats, codes_seen = accelerator.reduce(sums).tolist()
     return nats / codes_seen
 
 
 def pixel_nats(images: Tensor, means: Tensor, variance: float) -> Tensor:
-    """-log p(x | z_q(x)) in nats of each image, (B,) float64: a Gaussian discretised to the 256 values of a pixel.
+    """-log p(x | z_q(x)) in nats of each image, (B,): a Gaussian discretised to the 256 values of a pixel.
 
     A value's probability is the Gaussian's mass within half a step of it; the lowest and the highest value take the
     tails as well, as in PixelCNN++ (Salimans et al. 2017, equation 2, there with a logistic distribution).
@@ -48,7 +50,8 @@ def pixel_nats(images: Tensor, means: Tensor, variance: float) -> Tensor:
         variance: of all pixels, on the same scale.
     """
     scale = 127.5 * variance**0.5
-    distance = images.double() - (means.double() + 1) * 127.5
+    wide = widest_float(images.device)  # for the tails
+    distance = images.to(wide) - (means.to(wide) + 1) * 127.5
     below = torch.where(images == 0, -torch.inf, (distance - 0.5) / scale)
     above = torch.where(images == 255, torch.inf, (distance + 0.5) / scale)
     # the same mass mirrored to the left, where the logarithm of the normal distribution is exact

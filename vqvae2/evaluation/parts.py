@@ -8,11 +8,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from vqvae2.launch import refusals_reach_all
 from vqvae2.run_directory import make_dir, write_atomically
 
 
 def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: Accelerator) -> Path:
-    """The folder of a part, emptied where it holds what was made of something else.
+    """The folder of a part, emptied if its inputs have changed.
+
+    What the folder's record holds beyond `made_of` does not count: results once depended on more.
 
     Args:
         evaluation: the folder of all parts.
@@ -21,16 +24,23 @@ def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: 
         accelerator: of the processes, which wait for one another.
     """
     directory = evaluation / name
-    if accelerator.is_main_process:
-        record = directory / "made_of.json"
-        wanted = json.dumps(made_of, indent=2, sort_keys=True).encode()
-        if directory.exists() and not (record.exists() and record.read_bytes() == wanted):
-            print(f"{directory}: made of something else by now: begun anew")
-            shutil.rmtree(directory)
-        make_dir(directory)
-        write_atomically(record, wanted)
-    accelerator.wait_for_everyone()
+    with refusals_reach_all(accelerator):
+        if accelerator.is_main_process:
+            record, wanted = directory / "made_of.json", json.loads(json.dumps(made_of))
+            recorded = {key: x for key, x in _read_record(record).items() if key in wanted}
+            if directory.exists() and recorded != wanted:
+                print(f"{directory}: inputs have changed: starting over")
+                shutil.rmtree(directory)
+            make_dir(directory)
+            write_atomically(record, json.dumps(made_of, indent=2, sort_keys=True).encode())
     return directory
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # not there, or damaged
 
 
 def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
@@ -46,7 +56,7 @@ def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: A
     accelerator.wait_for_everyone()  # before anyone writes it
     if not known:
         figures = compute()
-        if accelerator.is_main_process:
-            write_atomically(path, json.dumps(figures, indent=2).encode())
-        accelerator.wait_for_everyone()
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                write_atomically(path, json.dumps(figures, indent=2).encode())
     return json.loads(path.read_text())

@@ -9,28 +9,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 
-from vqvae2.evaluation.reconstruction import decibels
 from vqvae2.images.convert import to_float
+from vqvae2.images.distances import mse, mse_0_1, psnr
+from vqvae2.precision import widest_float
 from vqvae2.run_directory import sha256
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # originals, reconstructions -> a figure of each image, (B,)
 LPIPS_URL = AlexNet_Weights.IMAGENET1K_V1.url
 SSIM_WINDOW = 11  # pixels; smaller pictures have no SSIM
-
-
-def mse(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean squared error of values in [-1, 1]."""
-    return (to_float(originals) - to_float(reconstructions)).square().mean(dim=(1, 2, 3)).double()
-
-
-def mse_0_1(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean squared error of values in [0, 1]: a quarter of `mse`."""
-    return mse(originals, reconstructions) / 4
-
-
-def psnr(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in decibels."""
-    return decibels(mse(originals, reconstructions))
+LPIPS_SMALLEST = 31  # pixels; AlexNet's second pooling has no output below
 
 
 def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
@@ -40,21 +27,22 @@ def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """
     images, edge = (reconstructions.float(), originals.float()), SSIM_WINDOW // 2
     _, maps = structural_similarity_index_measure(*images, data_range=255.0, reduction="none", return_full_image=True)
-    return maps[..., edge:-edge, edge:-edge].double().mean(dim=(1, 2, 3))
+    return maps[..., edge:-edge, edge:-edge].to(widest_float(maps.device)).mean(dim=(1, 2, 3))
 
 
 def measures_for(height_width: tuple[int, int], device: torch.device) -> dict[str, Measure]:
-    """The measures that can be taken: SSIM of pictures that are large enough, LPIPS where its weights lie ready."""
+    """The measures that can be taken: SSIM and LPIPS of images that are large enough, LPIPS where its weights are."""
     measures: dict[str, Measure] = {"mse": mse, "mse_0_1": mse_0_1, "psnr": psnr}
     if min(height_width) >= SSIM_WINDOW:
         measures["ssim"] = ssim
-    if lpips_weights_are_there():
+    if min(height_width) >= LPIPS_SMALLEST and lpips_weights_are_there():
         network = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
 
         def lpips(originals: Tensor, reconstructions: Tensor) -> Tensor:
-            """Learned perceptual distance (Zhang et al. 2018), with AlexNet."""
+            """Learned perceptual distance (Zhang et al. 2018), with AlexNet, in float32 whatever surrounds it."""
             images = (to_float(x).expand(-1, 3, -1, -1) for x in (reconstructions, originals))
-            return network(*images).double().expand(len(originals))
+            with torch.autocast(device.type, enabled=False):
+                return network(*images).to(widest_float(device)).expand(len(originals))
 
         measures["lpips"] = lpips
     return measures

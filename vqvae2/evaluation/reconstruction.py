@@ -4,17 +4,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.config import AutoencoderConfig, level_shapes
 from vqvae2.evaluation.window import share_of, validation_window
-from vqvae2.images.convert import to_float
+from vqvae2.images.convert import to_uint8
+from vqvae2.images.distances import mse, psnr
 from vqvae2.images.grids import save_grid
 from vqvae2.images.loading import load_batches
 from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
+from vqvae2.precision import widest_float
 
 GRID_IMAGES = 8
 LOW_USAGE = 0.1  # of the codes that a level could use
@@ -40,23 +41,23 @@ def validate_autoencoder(
             level alone and from all goes; None: nowhere.
 
     Returns:
-        mse: mean squared error of pixels in [-1, 1].
-        psnr: decibels, mean over images.
+        mse: mean squared error of pixels in [-1, 1], of reconstructions rounded to 8 bits, as evaluation.json has it.
+        psnr: decibels, mean over images, of the same.
         LEVEL_usage, LEVEL_perplexity: over the window.
     """
     window = validation_window(len(images))
     mine = share_of(window, accelerator)
     levels = autoencoder.config.levels
     counts = [torch.zeros(level.codebook_size, dtype=torch.long, device=accelerator.device) for level in levels]
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # of squared errors, of PSNR, of images
+    sums = torch.zeros(3, dtype=widest_float(accelerator.device), device=accelerator.device)  # MSE, PSNR, images
     for batch in load_batches(
         images, in_order(mine, batch_size), workers=0 if len(mine) <= batch_size else min(workers, 2)
     ):
         originals = batch.images.to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             reconstruction = autoencoder(originals)
-        errors = (to_float(originals) - reconstruction.images.float()).square().mean(dim=(1, 2, 3)).double()
-        sums += torch.stack([errors.sum(), decibels(errors).sum(), errors.new_tensor(len(errors))])
+        pairs = originals, to_uint8(reconstruction.images)
+        sums += torch.stack([mse(*pairs).sum(), psnr(*pairs).sum(), sums.new_tensor(len(originals))])
         for count, result in zip(counts, reconstruction.quantised, strict=True):
             count += code_counts(result.codes, len(count))
     squared, peak_ratios, seen = accelerator.reduce(sums).tolist()
@@ -92,11 +93,6 @@ def usage_warnings(
                 f"stage1.learning_rate, or a smaller codebook_size"
             )
     return lines
-
-
-def decibels(squared_errors: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of mean squared errors of values in [-1, 1], whose range is 2."""
-    return 10 * torch.log10(4 / squared_errors.clamp(min=1e-10))
 
 
 def save_reconstruction_grid(

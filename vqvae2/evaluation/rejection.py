@@ -48,7 +48,7 @@ def classifier_for(generator: Generator, fraction: float) -> Classifier:
         raise UserError(f"keep_fraction: {fraction!r} will not do: above 0 and at most 1")
     if not generator.classes:
         raise UserError("keep_fraction: this run was trained on images without classes: leave it out")
-    return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER)
+    return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER).to(generator.device)
 
 
 @torch.no_grad()
@@ -57,18 +57,16 @@ def keep_best(written: Written, classifier: Classifier, fraction: float) -> Path
 
     Args:
         written: samples of a run with classes.
-        classifier: of its real images.
+        classifier: of its real images, on the device to compute on.
         fraction: of each class that is kept.
 
     Returns:
         The grid's path; the folder has the same name without its ending.
     """
-    logits = torch.cat(
-        [
-            classifier(torch.stack([read_sample(path) for path in written.paths[i : i + BATCH_SIZE]])).logits
-            for i in range(0, len(written.paths), BATCH_SIZE)
-        ]
-    )
+    device = next(classifier.parameters()).device
+    batches = [written.paths[i : i + BATCH_SIZE] for i in range(0, len(written.paths), BATCH_SIZE)]
+    images = (torch.stack([read_sample(path) for path in batch]).to(device) for batch in batches)
+    logits = torch.cat([classifier(batch).logits.float().cpu() for batch in images])
     kept = best_of_each_class(confidence(logits, written.labels), written.labels, fraction)
     name = f"{written.grid.stem}_best{fraction}"
     grid, folder = written.grid.with_name(f"{name}.png"), make_dir(written.grid.with_name(name))

@@ -23,6 +23,7 @@ from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
 from vqvae2.images.sources import Splits, open_images
+from vqvae2.launch import refusals_reach_all
 from vqvae2.run_directory import make_dir, recorded_configuration, stage_dir, write_atomically
 
 BATCH = 16  # files a worker looks at before it reports
@@ -138,9 +139,12 @@ def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> C
 def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
     """The images of a run; the files are those that stage 1 began with, once it has."""
     frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
-    with accelerator.main_process_first():  # the other processes find the survey made
-        look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
-        return open_images(config.images, config.seed, look)
+    look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
+    splits = None
+    with refusals_reach_all(accelerator):
+        if accelerator.is_main_process:
+            splits = open_images(config.images, config.seed, look)
+    return splits or open_images(config.images, config.seed, look)  # the other processes find the survey made
 
 
 def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder
-from vqvae2.config import LevelShape, PriorConfig, as_dict
+from vqvae2.config import LevelShape, PriorConfig, as_dict, completed
 from vqvae2.errors import UserError
+from vqvae2.model_files import load_weights, read_description, read_weights
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import load_weights, read_description, read_weights, stage_dir
+from vqvae2.run_directory import stage_dir
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
         )
     weights = read_weights(directory, description, made_by)
     module = Prior(
-        PriorConfig(**description["model"]),
+        PriorConfig(**completed({"priors": {level: description["model"]}})["priors"][level]),
         LevelShape(**description["level"]),
         [LevelShape(**shape) for shape in description["coarser"]],
         len(description["classes"]),

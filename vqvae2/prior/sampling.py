@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae2.precision import widest_float
 from vqvae2.prior.kept import Kept
 from vqvae2.prior.prior import Cache, Prior
 from vqvae2.seeding import keyed_generator
@@ -51,7 +52,9 @@ def restrict(logits: Tensor, controls: Controls) -> Tensor:
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Codes (B,) at which the cumulative probabilities of `logits` (B, K) pass `uniforms` (B,)."""
-    cumulative = logits.double().softmax(1).cumsum(1)
+    wide = widest_float(logits.device)
+    cumulative = logits.to(wide).softmax(1).cumsum(1)
+    uniforms = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps / 2)  # float32 would round the highest ones to 1
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
@@ -92,7 +95,7 @@ def sample_codes(
     position = caches[0].position
 
     def draw_next() -> None:
-        logits = [cache.logits().double() for cache in caches]
+        logits = [cache.logits().to(uniforms.dtype) for cache in caches]
         mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
         drawn = draw(restrict(mixed, controls), uniforms.index_select(1, position)[:, 0])
         given = codes.index_select(1, position)[:, 0]

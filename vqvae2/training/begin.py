@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,11 @@ from accelerate import Accelerator
 
 from vqvae2.config import Config, TrainConfig, as_dict
 from vqvae2.environment import describe_environment
+from vqvae2.errors import UserError
+from vqvae2.launch import refusals_reach_all, start_trackers
 from vqvae2.locking import locked
 from vqvae2.run_directory import compare_configuration, record_configuration, write_atomically
+from vqvae2.training.checkpoints import newest_step
 from vqvae2.training.loop import finished_step
 
 
@@ -26,6 +29,9 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
 
     Returns:
         Whether there are steps left to train.
+
+    Raises:
+        UserError: a value has changed that may not change, or training has gone beyond `total_steps`.
     """
     finished = finished_step(directory)
     for note in compare_configuration(directory, sections):
@@ -33,6 +39,12 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
     if finished >= train.total_steps:
         accelerator.print(f"{directory}: finished at step {finished}, nothing to do (a larger total_steps would go on)")
         return False
+    saved = newest_step(directory / "checkpoints")
+    if saved > train.total_steps:
+        raise UserError(
+            f"{directory}: total_steps is {train.total_steps}, but the newest checkpoint is of step {saved}: "
+            f"set total_steps to {saved} or more, or use another run_dir"
+        )
     if finished:
         accelerator.print(f"{directory}: finished at step {finished}, goes on to step {train.total_steps}")
     return True
@@ -40,22 +52,25 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
 
 @contextmanager
 def recorded(directory: Path, sections: dict[str, Any], config: Config, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the stage's directory while it trains, with its config.yaml and environment.json written first.
+    """Hold the stage's directory while it trains, with its config.yaml and environment.json written first
+    and its trackers started.
 
     The run's own config.yaml is written, too: the whole configuration, which evaluate.py starts from.
 
     Raises:
         UserError: another process holds it.
     """
-    with locked(directory) if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:
-            record_configuration(directory, sections)
-            record_configuration(Path(config.run_dir), as_dict(config))
-            environment = {
-                **describe_environment(),
-                "processes": accelerator.num_processes,
-                "mixed_precision": accelerator.mixed_precision,
-            }
-            write_atomically(directory / "environment.json", json.dumps(environment, indent=2).encode())
-        accelerator.wait_for_everyone()
+    with ExitStack() as held:
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(locked(directory))
+                record_configuration(directory, sections)
+                record_configuration(Path(config.run_dir), as_dict(config))
+                environment = {
+                    **describe_environment(),
+                    "processes": accelerator.num_processes,
+                    "mixed_precision": accelerator.mixed_precision,
+                }
+                write_atomically(directory / "environment.json", json.dumps(environment, indent=2).encode())
+        start_trackers(accelerator, config, directory)
         yield

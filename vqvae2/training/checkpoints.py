@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.run_directory import save_tensors, sha256, write_atomically, writing
+from vqvae2.model_files import save_tensors
+from vqvae2.run_directory import sha256, write_atomically, writing
 
 KEPT = 2
 
@@ -67,6 +68,12 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     if _newest_first(directory):
         raise UserError(f"{directory}: no whole checkpoint is left: delete {directory.parent} to train anew")
     return None
+
+
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint below `directory`, whole or not; 0 where there is none."""
+    newest = _newest_first(directory)
+    return int(newest[0].name.removeprefix("step_")) if newest else 0
 
 
 def _newest_first(directory: Path) -> list[Path]:

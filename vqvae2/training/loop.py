@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from vqvae2.config import TrainConfig
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.run_directory import export_model, read_description
+from vqvae2.launch import refusals_reach_all
+from vqvae2.model_files import export_model, read_description
 from vqvae2.seeding import derive_seed
 from vqvae2.stopping import StopRequests
 from vqvae2.training.average import WeightAverage
@@ -24,7 +25,7 @@ from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkp
 from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objectives import Objective
-from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
+from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate, skip_where
 from vqvae2.training.schedule import learning_rate
 
 Figures = dict[str, float]
@@ -87,7 +88,8 @@ def train(
     compiled = torch.compile(module) if config.compile else module
     model, optimiser = accelerator.prepare(compiled, optimiser)
     first_bad_step = torch.full((), torch.inf, device=accelerator.device)
-    log = MetricsLog(directory / "metrics.jsonl", first_step) if accelerator.is_main_process else None
+    with refusals_reach_all(accelerator):
+        log = MetricsLog(directory / "metrics.jsonl", first_step) if accelerator.is_main_process else None
 
     def save(step: int) -> None:
         _stop_if_bad(first_bad_step, directory)
@@ -100,13 +102,14 @@ def train(
             "average": average.averages if average else {},
             "sums": sums,
         }
-        if accelerator.is_main_process:
-            save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
-        accelerator.wait_for_everyone()
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
 
     def report(step: int, split: str, figures: Figures) -> None:
-        if log:
-            log.write(step, split, figures)
+        with refusals_reach_all(accelerator):
+            if log:
+                log.write(step, split, figures)
         accelerator.log({f"{split}/{name}": value for name, value in figures.items()}, step=step)
 
     bar = tqdm(
@@ -146,7 +149,7 @@ def train(
             finite_loss = _everywhere(torch.isfinite(figures["loss"]), accelerator)
             applied = torch.isfinite(norm) & finite_loss
             if accelerator.scaler is None:
-                optimiser.optimizer.found_inf = (~applied).float()  # the fused step leaves itself out where this is 1
+                skip_where(optimiser.optimizer, ~applied)
                 counts_as_bad = ~applied
             else:
                 counts_as_bad = ~finite_loss  # the scaler probes for overflow of the gradient by itself
@@ -175,7 +178,8 @@ def train(
                 bar.set_postfix_str(
                     f"loss {figures['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
                 )
-            if done % config.validate_every == 0 or last:
+            validates = done % config.validate_every == 0 or last
+            if validates:
                 with since.paused():
                     held_out = _validate(validate, done, module, average)
                     report(done, "validation", held_out)
@@ -183,10 +187,15 @@ def train(
                         bar.write(
                             f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
                         )
-                        after_validation()
             if done % config.save_every == 0 or last:
                 with since.paused():
                     save(done)
+            if validates and accelerator.is_main_process:
+                with since.paused():
+                    try:
+                        after_validation()
+                    except Exception as error:  # whatever it is, training matters more than the page
+                        bar.write(f"warning: the page of the run could not be written: {error}")
             bar.update()
 
             # A request to stop, on whichever process it came.
@@ -197,10 +206,9 @@ def train(
                 raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
 
     # The weights that later stages use.
-    with average.swapped_in() if average else nullcontext():
+    with average.swapped_in() if average else nullcontext(), refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             export_model(directory, module.state_dict(), {**description, "step": config.total_steps})
-    accelerator.wait_for_everyone()
 
 
 def _validate(
@@ -249,7 +257,7 @@ def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
     bad = first_bad_step.item()
     if math.isfinite(bad):
         raise UserError(
-            f"step {int(bad)}: the loss or its gradient was not finite; the update was left out and training stops. "
-            f"The last good checkpoint in {directory / 'checkpoints'} is kept: "
-            "lower the learning rate, or set mixed_precision to no, and use another run_dir"
+            f"step {int(bad)}: the loss or its gradient was not finite; the update was not applied and training stops. "
+            f"The checkpoints in {directory / 'checkpoints'} are from before it: run the same command again with a "
+            "lower learning_rate, a smaller gradient_clip, or mixed_precision no"
         )

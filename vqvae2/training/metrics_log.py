@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vqvae2.run_directory import write_atomically
+from vqvae2.run_directory import write_atomically, writing
 
 
 class MetricsLog:
@@ -17,7 +17,7 @@ class MetricsLog:
 
     def write(self, step: int, split: str, figures: dict[str, float]) -> None:
         """One line: the number of updates done, `train` or `validation`, and the figures."""
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-
 BETAS = (0.9, 0.95)  # of the autoencoder and the priors, which learn faster than with PyTorch's
 DEFAULT_BETAS = (0.9, 0.999)  # PyTorch's, which checkpoints that record none were made with
 
@@ -30,6 +29,14 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of the next update."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate_factor"]
+
+
+def skip_where(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Leave the next update out where `skip` (bool scalar on the device) is true, without waiting for the device.
+
+    PyTorch's fused steps read `found_inf` for its gradient scaler, which no public call sets without a scaler.
+    """
+    optimiser.found_inf = skip.float()
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

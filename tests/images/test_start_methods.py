@@ -1,0 +1,82 @@
+"""Loader workers where processes are not forked: everything that they are sent has to be pickled."""
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vqvae2.config import ImagesConfig
+from vqvae2.images.decode import Crop
+from vqvae2.images.loading import load_batches
+from vqvae2.images.order import in_order
+from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
+from vqvae2.images.survey import survey_images
+
+SIZE = 8
+
+
+@pytest.fixture(params=["spawn", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How worker processes are started during a test."""
+    former = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(former, force=True)
+
+
+@dataclass(frozen=True)
+class OneOfEach:
+    """Loads the last image of each of several sets, so that one start of the workers is enough for all of them."""
+
+    sets: list[ImageSet]
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        images = self.sets[index]
+        return images.load(len(images) - 1, crop)
+
+
+def sources(folder: Path) -> dict[str, ImageSet]:
+    """A set of each source, of 8x8 images."""
+    for name in ("hat", "shoe"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 12), (60 * i, 200, 30)).save(folder / name / f"{i}.png")
+    table = folder / "list.csv"
+    table.write_text("path,label\n" + "".join(f"hat/{i}.png,hat\nshoe/{i}.png,shoe\n" for i in range(4)))
+    half = {"size": SIZE, "validation_fraction": 0.5}
+    opened = {
+        "folder": ImagesConfig(source="folder", root=str(folder), validation_root=str(folder), size=SIZE),
+        "csv": ImagesConfig(source="folder", root=str(table), validation_root=str(folder), size=SIZE),
+        "subset": ImagesConfig(source="folder", root=str(folder), **half),
+        "torchvision": ImagesConfig(source="torchvision:FakeData", **half),
+        "shapes": ImagesConfig(source="shapes", size=SIZE, max_images=5),
+    }
+    sets = {name: open_images(config, seed=0).train for name, config in opened.items()}
+    return {**sets, "flipped": with_flipped_copies(sets["shapes"])}
+
+
+def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:
+    """Two workers give the images that this process loads, and survey a folder as this process does."""
+    sets = list(sources(tmp_path / "pictures").values())
+    together = ImageSet([], [-1] * len(sets), [str(i) for i in range(len(sets))], OneOfEach(sets))
+    batches = list(load_batches(together, in_order(list(range(len(sets))), 3), workers=2))
+    loaded = torch.cat([batch.images for batch in batches])
+    assert torch.equal(loaded, torch.stack([images.load(len(images) - 1) for images in sets]))
+
+    root = tmp_path / "pictures"
+    surveys = [
+        survey_images(
+            root,
+            ImagesConfig(source="folder", root=str(root), size=SIZE, workers=workers),
+            tmp_path / f"{workers}.json",
+            frozen=False,
+            show=False,
+        )
+        for workers in (0, 2)
+    ]
+    assert surveys[0] == surveys[1] and len(surveys[1].readable) == 8

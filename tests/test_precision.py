@@ -1,0 +1,48 @@
+"""Precision by device."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqvae2.evaluation import likelihood, pixels
+from vqvae2.images import distances
+from vqvae2.precision import widest_float
+from vqvae2.prior import sampling
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses every operation whose result is float64, as a device without it does."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, function
+        return result
+
+
+def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's MPS: what is computed on the device takes float32 there, and its results stay close."""
+    assert widest_float(torch.device("mps")) == torch.float32
+    assert widest_float(torch.device("cpu")) == widest_float(torch.device("cuda")) == torch.float64
+
+    def compute() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        images, others = torch.randint(0, 256, (2, 4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        logits, uniforms = torch.randn(64, 9, generator=generator), torch.rand(64, generator=generator)
+        codes = sampling.draw(logits, uniforms)
+        means = others.float() / 127.5 - 1
+        nats = likelihood.pixel_nats(images, means, 0.3)
+        return [distances.psnr(images, others), pixels.ssim(images, others), nats, codes]
+
+    expected = compute()
+    modules: list[ModuleType] = [distances, likelihood, pixels, sampling]
+    for module in modules:
+        monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
+    with NoFloat64():
+        found = compute()
+        highest = sampling.draw(torch.zeros(1, 4), torch.tensor([1 - 2**-24]))
+    assert highest.tolist() == [3]
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-4)

@@ -1,0 +1,40 @@
+"""The configuration of a run: every field with its meaning, the checks, and what a field's absence means."""
+
+from vqvae2.config.absent import completed
+from vqvae2.config.checks import check, local_batch_size
+from vqvae2.config.fields import (
+    SAMPLES_AT_A_TIME,
+    AutoencoderConfig,
+    Config,
+    EvaluationConfig,
+    ImagesConfig,
+    LevelConfig,
+    LevelShape,
+    MixedPrecision,
+    PriorConfig,
+    Stage2Config,
+    TrainConfig,
+    as_dict,
+    compression_ratio,
+    level_shapes,
+)
+
+__all__ = [
+    "SAMPLES_AT_A_TIME",
+    "AutoencoderConfig",
+    "Config",
+    "EvaluationConfig",
+    "ImagesConfig",
+    "LevelConfig",
+    "LevelShape",
+    "MixedPrecision",
+    "PriorConfig",
+    "Stage2Config",
+    "TrainConfig",
+    "as_dict",
+    "check",
+    "completed",
+    "compression_ratio",
+    "level_shapes",
+    "local_batch_size",
+]

@@ -1,0 +1,218 @@
+"""The checks of a configuration, within and across its sections, before anything is written."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vqvae2.config.fields import AutoencoderConfig, Config, EvaluationConfig, ImagesConfig, PriorConfig, TrainConfig
+from vqvae2.errors import UserError
+
+LARGEST_SIDE = 16_384  # pixels of an image
+LARGEST_BATCH = 2**20
+LARGEST_PARAMETERS = 10**11  # of one model; a process holds all of it, and needs 16 bytes for each in training
+LARGEST_WORKERS = 1024
+
+
+class Requirement(NamedTuple):
+    """One check: whether it holds, and if not, the key, its value and what would be right."""
+
+    holds: bool
+    key: str
+    value: Any
+    right: str
+
+
+def check(config: Config) -> None:
+    """Raise a UserError that lists every field whose value cannot work, before anything is written."""
+    failed = [x for x in _requirements(config) if not x.holds]
+    if failed:
+        raise UserError("\n".join(f"{x.key}: {x.value!r} will not do: {x.right}" for x in failed))
+
+
+def _requirements(config: Config) -> Iterator[Requirement]:
+    yield _is_path("run_dir", config.run_dir)
+    yield Requirement(config.seed >= 0, "seed", config.seed, "a whole number, 0 or more")
+    yield from _image_requirements(config.images)
+    yield from _autoencoder_requirements(config.autoencoder)
+    yield from _size_requirements(config)
+    yield from _train_requirements("stage1", config.stage1)
+    yield _at_least("stage2.batch_size", config.stage2.batch_size, 1)
+    yield _at_most("stage2.batch_size", config.stage2.batch_size, LARGEST_BATCH)
+    names = [x.name for x in config.autoencoder.levels]
+    yield Requirement(
+        set(names) == set(config.priors), "priors", sorted(config.priors), f"one entry for each level, here {names}"
+    )
+    for name, prior in config.priors.items():
+        yield from _prior_requirements(f"priors.{name}", prior, coarsest=names[:1] == [name])
+        yield from _train_requirements(f"priors.{name}.train", prior.train)
+    yield from _evaluation_requirements(config.evaluation)
+
+
+def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
+    known = images.source in ("folder", "shapes") or re.fullmatch(r"torchvision:\w+", images.source)
+    yield Requirement(bool(known), "images.source", images.source, "folder, shapes or torchvision:NAME")
+    for name in ("root", "validation_root"):
+        if (path := getattr(images, name)) is not None:
+            yield _is_path(f"images.{name}", path)
+    if images.source == "folder":
+        yield Requirement(bool(images.root), "images.root", images.root, "the folder with the training images")
+    yield from _unused_image_requirements(images)
+    fraction = images.validation_fraction
+    yield Requirement(0 < fraction < 1, "images.validation_fraction", fraction, "more than 0 and less than 1")
+    colour = images.background
+    is_colour = len(colour) == 3 and all(0 <= x <= 255 for x in colour)
+    yield Requirement(is_colour, "images.background", colour, "three numbers from 0 to 255, such as [255, 255, 255]")
+    crop = images.random_resized_crop
+    is_range = crop is None or (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1)
+    yield Requirement(is_range, "images.random_resized_crop", crop, "null, or two shares up to 1, such as [0.5, 1.0]")
+    unreadable = images.max_unreadable_fraction
+    yield Requirement(0 <= unreadable <= 1, "images.max_unreadable_fraction", unreadable, "from 0 to 1")
+    yield Requirement(images.channels in (1, 3), "images.channels", images.channels, "3 for RGB or 1 for grayscale")
+    yield _at_least("images.workers", images.workers, 0)
+    yield _at_most("images.workers", images.workers, LARGEST_WORKERS)
+    if images.max_images is not None:
+        yield _at_least("images.max_images", images.max_images, 1)
+
+
+def _unused_image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
+    """Refuse what would change nothing: drawn shapes have no folder, and their held-out images are others."""
+    unused = {"shapes": ("root", "validation_root", "validation_fraction"), "folder": ()}
+    for name in unused.get(images.source, ("validation_root",)):
+        value, default = getattr(images, name), getattr(ImagesConfig, name)
+        right = f"leave it out: source {images.source} does not read it"
+        yield Requirement(value == default, f"images.{name}", value, right)
+
+
+def _size_requirements(config: Config) -> Iterator[Requirement]:
+    size, levels = config.images.size, config.autoencoder.levels
+    sides = [size] if isinstance(size, int) else size
+    if len(sides) not in (1, 2) or (not isinstance(size, int) and len(sides) != 2):
+        yield Requirement(False, "images.size", size, "one side, or [height, width]")
+        return
+    stride = levels[0].stride if levels else 0
+    if stride < 1:
+        return
+    for side in sides:
+        nearest = max(stride, round(side / stride) * stride)
+        right = f"a positive multiple of the coarsest level's stride {stride}, such as {nearest}"
+        yield Requirement(side > 0 and side % stride == 0, "images.size", size, right)
+        yield _at_most("images.size", side, LARGEST_SIDE)
+
+
+def _autoencoder_requirements(autoencoder: AutoencoderConfig) -> Iterator[Requirement]:
+    levels = autoencoder.levels
+    yield Requirement(len(levels) > 0, "autoencoder.levels", levels, "at least one level")
+    for key in ("hidden_channels", "residual_channels"):
+        yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 2 if key == "hidden_channels" else 1)
+    for key in ("residual_layers", "commitment_weight", "revival_window_images", "continuous_steps"):
+        yield _at_least(f"autoencoder.{key}", getattr(autoencoder, key), 0)
+    for key in ("ema_decay", "level_dropout"):
+        yield _below_one(f"autoencoder.{key}", getattr(autoencoder, key))
+    dropout = autoencoder.level_dropout
+    hides = len(levels) > 1 or dropout == 0
+    yield Requirement(hides, "autoencoder.level_dropout", dropout, "0 where there is one level: none is finer")
+    widths = autoencoder.hidden_channels, autoencoder.residual_channels
+    parameters = len(levels) * max(1, autoencoder.residual_layers) * widths[0] * max(widths)
+    parameters += sum(x.codebook_size * x.code_dim for x in levels)
+    yield _fits("autoencoder", parameters, "a smaller hidden_channels, residual_channels, codebook_size or code_dim")
+    names = [x.name for x in levels]
+    yield Requirement(len(set(names)) == len(names), "autoencoder.levels", names, "a different name for each level")
+    for i, level in enumerate(levels):
+        key = f"autoencoder.levels[{i}]"
+        yield Requirement(
+            re.fullmatch(r"[A-Za-z]\w*", level.name) is not None, f"{key}.name", level.name, "letters, digits and _"
+        )
+        power = level.stride >= 2 and level.stride & (level.stride - 1) == 0
+        yield Requirement(power, f"{key}.stride", level.stride, "a power of two, 2 or more")
+        if i > 0:
+            coarser = levels[i - 1].stride
+            right = f"less than {coarser}, the stride of the level before it: levels are listed coarsest first"
+            yield Requirement(level.stride < coarser, f"{key}.stride", level.stride, right)
+        yield _at_least(f"{key}.codebook_size", level.codebook_size, 2)
+        yield _at_least(f"{key}.code_dim", level.code_dim, 1)
+
+
+def _prior_requirements(key: str, prior: PriorConfig, coarsest: bool) -> Iterator[Requirement]:
+    for name in ("hidden_channels", "residual_channels", "layers", "attention_heads"):
+        yield _at_least(f"{key}.{name}", getattr(prior, name), 1)
+    for name in ("output_layers", "conditioning_layers"):
+        yield _at_least(f"{key}.{name}", getattr(prior, name), 0)
+    odd = prior.kernel_size >= 3 and prior.kernel_size % 2 == 1
+    yield Requirement(odd, f"{key}.kernel_size", prior.kernel_size, "an odd number, 3 or more")
+    right = f"from 0 to the number of layers, {prior.layers}"
+    fits = 0 <= prior.attention_layers <= prior.layers
+    yield Requirement(fits, f"{key}.attention_layers", prior.attention_layers, right)
+    if prior.attention_layers > 0 and prior.attention_heads > 0:
+        right = f"a divisor of hidden_channels, {prior.hidden_channels}"
+        divides = prior.hidden_channels % prior.attention_heads == 0
+        yield Requirement(divides, f"{key}.attention_heads", prior.attention_heads, right)
+    for name in ("dropout", "label_dropout"):
+        yield _below_one(f"{key}.{name}", getattr(prior, name))
+    layers = prior.layers + prior.output_layers + prior.conditioning_layers
+    parameters = layers * prior.hidden_channels * prior.residual_channels
+    yield _fits(key, parameters, "a smaller hidden_channels, residual_channels or layers")
+    if coarsest:
+        right = "0 for the coarsest level: there are no coarser codes to condition on"
+        yield Requirement(
+            prior.conditioning_layers == 0, f"{key}.conditioning_layers", prior.conditioning_layers, right
+        )
+
+
+def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:
+    positive = ("batch_size", "total_steps", "gradient_accumulation_steps", "save_every", "validate_every", "log_every")
+    for name in positive:
+        yield _at_least(f"{key}.{name}", getattr(train, name), 1)
+    yield _at_most(f"{key}.batch_size", train.batch_size, LARGEST_BATCH)
+    yield _at_least(f"{key}.warmup_steps", train.warmup_steps, 0)
+    for name in ("learning_rate", "gradient_clip"):
+        value = getattr(train, name)
+        yield Requirement(value is None or 0 < value < math.inf, f"{key}.{name}", value, "a number above 0")
+    decay = train.weight_average_decay
+    yield Requirement(decay is None or 0 < decay < 1, f"{key}.weight_average_decay", decay, "between 0 and 1, or null")
+
+
+def _evaluation_requirements(evaluation: EvaluationConfig) -> Iterator[Requirement]:
+    for name, least in (("num_samples", 2), ("classifier_size", 32), ("classifier_steps", 1), ("batch_size", 1)):
+        yield _at_least(f"evaluation.{name}", getattr(evaluation, name), least)
+    yield _at_most("evaluation.classifier_size", evaluation.classifier_size, LARGEST_SIDE)
+    yield _at_most("evaluation.batch_size", evaluation.batch_size, LARGEST_BATCH)
+    temperature, top_p = evaluation.temperature, evaluation.top_p
+    positive = 0 < temperature < math.inf
+    yield Requirement(positive, "evaluation.temperature", temperature, "a number above 0")
+    share = top_p is None or 0 < top_p <= 1
+    yield Requirement(share, "evaluation.top_p", top_p, "above 0 and at most 1, or null")
+    yield _at_least("evaluation.guidance", evaluation.guidance, 0)
+
+
+def _at_least(key: str, value: float, least: float) -> Requirement:
+    return Requirement(value >= least, key, value, f"{least} or more")
+
+
+def _at_most(key: str, value: float, most: float) -> Requirement:
+    return Requirement(not value > most, key, value, f"{most} or less")
+
+
+def _fits(key: str, parameters: int, remedy: str) -> Requirement:
+    """`parameters`: fewer than the model has."""
+    right = f"at most {LARGEST_PARAMETERS:,} parameters fit one process: choose {remedy}"
+    return Requirement(parameters <= LARGEST_PARAMETERS, key, f"over {parameters:,} parameters", right)
+
+
+def _is_path(key: str, value: str) -> Requirement:
+    return Requirement(bool(value.strip()) and "\0" not in value, key, value, "the path of a folder or file")
+
+
+def _below_one(key: str, value: float) -> Requirement:
+    return Requirement(0 <= value < 1, key, value, "0 or more and less than 1")
+
+
+def local_batch_size(key: str, batch_size: int, processes: int, accumulation: int = 1) -> int:
+    """A process's share of the global batch in one pass; a UserError where it does not come out even."""
+    share, rest = divmod(batch_size, processes * accumulation)
+    if rest or share == 0:
+        raise UserError(
+            f"{key}: {batch_size} cannot be split over {processes} processes x {accumulation} accumulation steps: "
+            f"use a multiple of {processes * accumulation}"
+        )
+    return share
