@@ -1,5 +1,7 @@
 """The quantiser against brute force, and where its gradients go."""
 
+import doctest
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,3 +133,9 @@ def test_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
         result = quantiser(features)
         (result.commitment_loss + result.codebook_loss).backward()
     assert features.numel() <= largest.numel <= max(500, features.numel())
+
+
+def test_the_example_in_the_documentation_is_true() -> None:
+    """It is run as it stands there."""
+    result = doctest.testmod(quantiser_module)
+    assert result.attempted >= 3 and result.failed == 0

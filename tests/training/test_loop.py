@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,20 @@ def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:
     train(tmp_path / "newer", newer, settings)
     saved = load_checkpoint(tmp_path / "newer" / "checkpoints").groups["optimiser"]
     assert saved["betas"].tolist() == [0.9, 0.95]
+
+
+def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch.compile, run without a compiler: the same weights under the same names, and it resumes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = TrainConfig(**SETTINGS), TrainConfig(**SETTINGS, compile=True)
+    straight, resumed = prior_objective(plain), prior_objective(compiled)
+    train(tmp_path / "plain", straight, plain)
+    with pytest.raises(InterruptionError):
+        train(tmp_path / "compiled", interrupt(prior_objective(compiled), 3), compiled)
+    train(tmp_path / "compiled", resumed, compiled)
+    one, other = everything(straight), everything(resumed)
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one)
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
