@@ -7,7 +7,7 @@ Prints a table and appends it to a JSON file. Any field of the configuration can
 from pathlib import Path
 
 from vqvae2.benchmarks.measure import MEASUREMENTS, measure
-from vqvae2.command_line import parse_config, run
+from vqvae2.run.command_line import parse_config, run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
 

@@ -4,7 +4,7 @@ Give --run_dir alone, and the configuration is the one that the run was made wit
 evaluation can be set: --evaluation.num_samples 1000.
 """
 
-from vqvae2.command_line import parse_config, run
+from vqvae2.run.command_line import parse_config, run
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from vqvae2.command_line import parse_config, run
 from vqvae2.errors import UserError
+from vqvae2.run.command_line import parse_config, run
 
 PIPELINES = Path(__file__).parent
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vqvae2.command_line import parse_options, run
 from vqvae2.config import SAMPLES_AT_A_TIME
+from vqvae2.run.command_line import parse_options, run
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def main() -> None:
 
     # not at the top: PyTorch comes with them, and --help need not wait
     from vqvae2.evaluation.rejection import classifier_for, keep_best
-    from vqvae2.generator import Generator
-    from vqvae2.launch import join_processes
-    from vqvae2.samples import start_from, write_samples
+    from vqvae2.generation.generator import Generator
+    from vqvae2.generation.samples import start_from, write_samples
+    from vqvae2.run.launch import join_processes
 
     state = join_processes()
     generator = Generator.from_run(options.run_dir, state.device, options.dtype)

@@ -1,6 +1,6 @@
 """Stage 1: train the autoencoder. Run the same command again to resume."""
 
-from vqvae2.command_line import parse_config, run
+from vqvae2.run.command_line import parse_config, run
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Stage 2: encode every image into an LMDB of codes. Run the same command again to resume."""
 
-from vqvae2.command_line import parse_config, run
+from vqvae2.run.command_line import parse_config, run
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Stage 4: train the prior of every level below the coarsest. Run the same command again to resume."""
 
-from vqvae2.command_line import parse_config, run
 from vqvae2.errors import UserError
+from vqvae2.run.command_line import parse_config, run
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
 def test_codes_are_those_of_the_exported_autoencoder(tiny_run):
     """The store holds what the Generator encodes the same images to, with their labels and names."""
     from vqvae2 import Generator
-    from vqvae2.command_line import parse_config
     from vqvae2.images.sources import open_images
+    from vqvae2.run.command_line import parse_config
 
     config_path, run_dir = tiny_run
     config, _ = parse_config(["--config", str(config_path)])

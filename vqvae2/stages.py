@@ -8,27 +8,28 @@ from torch import nn
 from tqdm import tqdm
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, build_autoencoder, describe_autoencoder, load_autoencoder
+from vqvae2.autoencoder.objective import AutoencoderObjective
+from vqvae2.autoencoder.validation import usage_warnings, validate_autoencoder
 from vqvae2.codes.extraction import extract_codes, open_codes
+from vqvae2.codes.format import Header
 from vqvae2.codes.loading import load_code_batches
-from vqvae2.codes.store import Header
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
-from vqvae2.evaluation.likelihood import nats_per_code
-from vqvae2.evaluation.reconstruction import usage_warnings, validate_autoencoder
-from vqvae2.evaluation.report import write_report
-from vqvae2.evaluation.window import validation_window
 from vqvae2.images.loading import Augmentation, load_batches
-from vqvae2.images.order import StepOrder
 from vqvae2.images.sources import Splits, with_flipped_copies
 from vqvae2.images.survey import open_surveyed
-from vqvae2.launch import refusals_reach_all, start_accelerator, start_training_accelerator
-from vqvae2.locking import locked
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
+from vqvae2.prior.likelihood import nats_per_code
+from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import codes_path, recorded_configuration, stage_dir
+from vqvae2.report.page import write_report
+from vqvae2.run.directory import codes_path, recorded_configuration, stage_dir
+from vqvae2.run.launch import refusals_reach_all, start_accelerator, start_training_accelerator
+from vqvae2.run.lock import locked
 from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
-from vqvae2.training.objectives import AutoencoderObjective, PriorObjective
+from vqvae2.training.order import StepOrder
+from vqvae2.training.window import validation_window
 
 
 def train_autoencoder(config: Config) -> None:

@@ -8,9 +8,9 @@ from tests.conftest import ROOT
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.blocks import inputs_per_output
-from vqvae2.command_line import parse_config
 from vqvae2.config import AutoencoderConfig, LevelConfig
 from vqvae2.images.convert import to_float, to_uint8
+from vqvae2.run.command_line import parse_config
 
 STRIDES = {1: [4], 2: [8, 2], 3: [8, 4, 2], 4: [16, 8, 4, 2]}
 NAMES = ["top", "upper", "lower", "bottom"]

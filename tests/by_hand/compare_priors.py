@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.artefact import load_autoencoder
 from vqvae2.codes.extraction import open_codes
 from vqvae2.codes.loading import load_code_batches
-from vqvae2.command_line import parse_config, run
 from vqvae2.config import Config, PriorConfig, as_dict
-from vqvae2.evaluation.likelihood import nats_per_code
-from vqvae2.images.order import StepOrder
-from vqvae2.launch import start_accelerator
 from vqvae2.prior.artefact import build_prior
+from vqvae2.prior.likelihood import nats_per_code
+from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import codes_path
+from vqvae2.run.command_line import parse_config, run
+from vqvae2.run.directory import codes_path
+from vqvae2.run.launch import start_accelerator
 from vqvae2.training.loop import train
-from vqvae2.training.objectives import PriorObjective
+from vqvae2.training.order import StepOrder
 
 
 class MaskedLayer(nn.Module):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import call, running, succeed, write_config
-from vqvae2.command_line import parse_options, run
+from vqvae2.run.command_line import parse_options, run
 
 STEPS = 90
 TIMES = ("seconds", "images_per_second")

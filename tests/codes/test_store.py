@@ -14,11 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.codes import CodeStore, store
+from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.loading import load_code_batches
-from vqvae2.codes.store import Codes, CodeWriter, Header
+from vqvae2.codes.writer import CodeWriter
 from vqvae2.config import LevelShape
 from vqvae2.errors import UserError
-from vqvae2.images.order import in_order
+from vqvae2.training.order import in_order
 
 LEVELS = [LevelShape("top", 2, 3, 512), LevelShape("bottom", 4, 6, 256)]
 HEADER = Header(LEVELS, ["Hut", "Schühe"], 6, "no", "ab12")

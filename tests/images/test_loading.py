@@ -13,8 +13,8 @@ from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop, to_tensor
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
-from vqvae2.images.order import Item, StepOrder, in_order
 from vqvae2.images.sources import ImageSet, open_images
+from vqvae2.training.order import Item, StepOrder, in_order
 
 
 @pytest.fixture

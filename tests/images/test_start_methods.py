@@ -13,9 +13,9 @@ from torch import Tensor
 from vqvae2.config import ImagesConfig
 from vqvae2.images.decode import Crop
 from vqvae2.images.loading import load_batches
-from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
 from vqvae2.images.survey import survey_images
+from vqvae2.training.order import in_order
 
 SIZE = 8
 

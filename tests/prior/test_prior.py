@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from tests.conftest import ROOT
 from tests.prior.priors import some_codes, tiny_prior
-from vqvae2.command_line import parse_config
 from vqvae2.config import level_shapes
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.prior import Prior
+from vqvae2.run.command_line import parse_config
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,17 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from vqvae2.autoencoder.artefact import build_autoencoder
+from vqvae2.autoencoder.objective import AutoencoderObjective
 from vqvae2.codes.loading import CodeBatch
 from vqvae2.config import AutoencoderConfig, LevelConfig, LevelShape, PriorConfig, TrainConfig
 from vqvae2.errors import UserError
 from vqvae2.images.loading import ImageBatch
 from vqvae2.prior.artefact import build_prior
+from vqvae2.prior.objective import PriorObjective
 from vqvae2.training import loop
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.checkpoints import load_checkpoint, newest_step, save_checkpoint
-from vqvae2.training.objectives import AutoencoderObjective, Objective, PriorObjective
+from vqvae2.training.objective import Objective
 from vqvae2.training.optimiser import DEFAULT_BETAS
 
 BATCH = 8

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.autoencoder.artefact import build_autoencoder
+from vqvae2.autoencoder.objective import CONTINUOUS_LEVEL_DROPOUT, AutoencoderObjective
 from vqvae2.config import AutoencoderConfig, LevelConfig
-from vqvae2.training.objectives import CONTINUOUS_LEVEL_DROPOUT, AutoencoderObjective
 
 BATCH = 64
 STEPS = 8

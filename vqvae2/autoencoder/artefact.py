@@ -9,8 +9,8 @@ import torch
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelShape, as_dict, completed, level_shapes
-from vqvae2.model_files import load_weights, read_description, read_weights
-from vqvae2.run_directory import stage_dir
+from vqvae2.run.directory import stage_dir
+from vqvae2.run.model_files import load_weights, read_description, read_weights
 
 MADE_BY = "pipelines/stage1.py"
 

@@ -4,7 +4,7 @@ Every decision depends on (seed, step, level, place in the global batch) alone, 
 every sum goes over all processes, so that the codebooks are the same on each of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.quantiser import Quantised, nearest_codes
-from vqvae2.averaging import average_decay
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.seeding import keyed_generator
+from vqvae2.training.average import average_decay
+from vqvae2.training.objective import Reduce
 
 VECTORS_PER_CODE = 64  # that k-means looks at
 KMEANS_ITERATIONS = 10
 CHECKS = 64  # for unused codes within a window
 EARLY_SHARE = 64  # the window is at most this part of the images seen: most codes are lost in the beginning
 EMPTY = 1e-6  # a code with a smaller moving count keeps its vector: it has nothing to average
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder, as_float
+from vqvae2.autoencoder.objective import AutoencoderObjective
 from vqvae2.autoencoder.quantiser import Quantised
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.config import Config
 from vqvae2.images.loading import ImageBatch
-from vqvae2.launch import start_accelerator
-from vqvae2.training.objectives import AutoencoderObjective
+from vqvae2.run.launch import start_accelerator
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
 

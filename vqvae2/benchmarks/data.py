@@ -9,7 +9,9 @@ from PIL import Image
 
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import seconds_per_call
-from vqvae2.codes.store import Codes, CodeStore, CodeWriter, Header
+from vqvae2.codes.format import Codes, Header
+from vqvae2.codes.store import CodeStore
+from vqvae2.codes.writer import CodeWriter
 from vqvae2.config import Config, LevelShape, level_shapes
 from vqvae2.images.decode import read_image
 

@@ -35,9 +35,9 @@ def measure(what: str, config: Config, repetitions: int) -> "list[Row]":
     names = [name.strip() for name in what.split(",")]
     for name in names:
         if name not in MEASUREMENTS:
-            raise UserError(f"what: {name!r} will not do: one or more of {', '.join(MEASUREMENTS)}")
+            raise UserError(f"what: {name!r} is not valid: one or more of {', '.join(MEASUREMENTS)}")
     if repetitions < 1:
-        raise UserError(f"repetitions: {repetitions} will not do: 1 or more")
+        raise UserError(f"repetitions: {repetitions} is not valid: 1 or more")
     rows: list[Row] = []
     for name in names:
         module, function = MEASUREMENTS[name]

@@ -11,12 +11,12 @@ from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
 from vqvae2.config import Config, LevelShape, level_shapes
-from vqvae2.launch import start_accelerator
-from vqvae2.precision import widest_float
 from vqvae2.prior.artefact import build_prior
+from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Cache, Prior
 from vqvae2.prior.sampling import capture, draw
-from vqvae2.training.objectives import PriorObjective
+from vqvae2.run.launch import start_accelerator
+from vqvae2.run.precision import widest_float
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
 CLASSES = 10

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vqvae2.environment import device_name
 from vqvae2.errors import UserError
-from vqvae2.run_directory import write_atomically
+from vqvae2.run.directory import write_atomically
+from vqvae2.run.environment import device_name
 
 Row = dict[str, Any]  # figures by name; what a row has no figure for it leaves out
 

@@ -7,13 +7,15 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
-from vqvae2.codes.store import Codes, CodeStore, CodeWriter, Header
+from vqvae2.codes.format import Codes, Header
+from vqvae2.codes.store import CodeStore
+from vqvae2.codes.writer import CodeWriter
 from vqvae2.errors import StoppedError, UserError
 from vqvae2.images.loading import load_batches
-from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
-from vqvae2.launch import refusals_reach_all
-from vqvae2.stopping import StopRequests
+from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.stopping import StopRequests
+from vqvae2.training.order import in_order
 
 
 @torch.inference_mode()

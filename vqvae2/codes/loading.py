@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.codes.store import CodeStore
-from vqvae2.images.order import Item
+from vqvae2.training.order import Item
 
 
 class CodeBatch(NamedTuple):

@@ -27,7 +27,7 @@ def check(config: Config) -> None:
     """Raise a UserError that lists every field whose value cannot work, before anything is written."""
     failed = [x for x in _requirements(config) if not x.holds]
     if failed:
-        raise UserError("\n".join(f"{x.key}: {x.value!r} will not do: {x.right}" for x in failed))
+        raise UserError("\n".join(f"{x.key}: {x.value!r} is not valid: {x.right}" for x in failed))
 
 
 def _requirements(config: Config) -> Iterator[Requirement]:

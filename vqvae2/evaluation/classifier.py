@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vqvae2.config import EvaluationConfig, TrainConfig
 from vqvae2.images.convert import to_float
-from vqvae2.model_files import load_weights, read_description, read_weights
+from vqvae2.run.model_files import load_weights, read_description, read_weights
 from vqvae2.training.loop import finished_step, train
-from vqvae2.training.objectives import Loss, WeightsObjective
+from vqvae2.training.objective import Loss, WeightsObjective
 
 LEARNING_RATE = 1e-3
 GROUPS = 32  # of the normalisation, which unlike batch normalisation sees each image alone, on any number of processes

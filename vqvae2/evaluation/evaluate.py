@@ -12,13 +12,13 @@ from vqvae2.evaluation.fidelity import nearest
 from vqvae2.evaluation.parts import found, part_dir
 from vqvae2.evaluation.pixels import LPIPS_URL, lpips_weights, lpips_weights_are_there
 from vqvae2.evaluation.rejection import REAL_CLASSIFIER
-from vqvae2.evaluation.report import write_report
 from vqvae2.evaluation.subject import Subject, as_image_set
-from vqvae2.evaluation.window import share_of, validation_window
-from vqvae2.launch import refusals_reach_all, start_accelerator
-from vqvae2.locking import locked
-from vqvae2.run_directory import compare_configuration, recorded_configuration, stage_dir, write_atomically
-from vqvae2.samples import Written, write_samples
+from vqvae2.generation.samples import Written, write_samples
+from vqvae2.report.page import write_report
+from vqvae2.run.directory import compare_configuration, recorded_configuration, stage_dir, write_atomically
+from vqvae2.run.launch import refusals_reach_all, start_accelerator
+from vqvae2.run.lock import locked
+from vqvae2.training.window import share_of, validation_window
 
 CONTROLS = ("temperature", "top_p", "guidance")
 CLASSIFIER = ("classifier", "classifier_size", "classifier_steps", "batch_size")

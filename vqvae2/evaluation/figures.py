@@ -11,13 +11,13 @@ from torch import Tensor
 from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
 from vqvae2.evaluation.fidelity import FEWEST_IMAGES, fidelity, frechet_distance, precision_and_recall
-from vqvae2.evaluation.likelihood import nats_per_code, pixel_nats
-from vqvae2.evaluation.pixels import measures_for
+from vqvae2.evaluation.pixels import measures_for, pixel_nats
 from vqvae2.evaluation.rejection import best_of_each_class, confidence
 from vqvae2.evaluation.subject import Subject
-from vqvae2.evaluation.window import gather_shares, share_of, validation_window
 from vqvae2.images.convert import to_float
-from vqvae2.precision import widest_float
+from vqvae2.prior.likelihood import nats_per_code
+from vqvae2.run.precision import widest_float
+from vqvae2.training.window import gather_shares, share_of, validation_window
 
 VARIANCE_IMAGES = 1024  # of training, that the variance of the pixels is fitted on
 KEPT_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from vqvae2.evaluation.classifier import Seen
-from vqvae2.run_directory import sha256
+from vqvae2.run.directory import sha256
 
 OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 RESIZE = "bilinear to 299x299 as in TensorFlow 1"

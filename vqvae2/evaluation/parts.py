@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vqvae2.launch import refusals_reach_all
-from vqvae2.run_directory import make_dir, write_atomically
+from vqvae2.run.directory import make_dir, write_atomically
+from vqvae2.run.launch import refusals_reach_all
 
 
 def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: Accelerator) -> Path:

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqvae2.evaluation.reconstruction import GRID_IMAGES, save_reconstruction_grid
+from vqvae2.autoencoder.validation import GRID_IMAGES, save_reconstruction_grid
 from vqvae2.evaluation.subject import Subject
-from vqvae2.evaluation.window import validation_window
+from vqvae2.generation.samples import Written, read_sample
 from vqvae2.images.grids import save_grid
-from vqvae2.samples import Written, read_sample
+from vqvae2.training.window import validation_window
 
 COLUMNS = 8
 CLASSES_SHOWN = 10

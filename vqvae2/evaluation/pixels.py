@@ -11,8 +11,8 @@ from torchvision.models import AlexNet_Weights
 
 from vqvae2.images.convert import to_float
 from vqvae2.images.distances import mse, mse_0_1, psnr
-from vqvae2.precision import widest_float
-from vqvae2.run_directory import sha256
+from vqvae2.run.directory import sha256
+from vqvae2.run.precision import widest_float
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # originals, reconstructions -> a figure of each image, (B,)
 LPIPS_URL = AlexNet_Weights.IMAGENET1K_V1.url
@@ -57,3 +57,26 @@ def lpips_weights_are_there() -> bool:
     """Whether they lie there and have the SHA-256 whose first digits are the end of their name."""
     path = lpips_weights()
     return path.exists() and sha256(path).startswith(path.stem.rsplit("-", 1)[-1])
+
+
+def pixel_nats(images: Tensor, means: Tensor, variance: float) -> Tensor:
+    """-log p(x | z_q(x)) in nats of each image, (B,): a Gaussian discretised to the 256 values of a pixel.
+
+    A value's probability is the Gaussian's mass within half a step of it; the lowest and the highest value take the
+    tails as well, as in PixelCNN++ (Salimans et al. 2017, equation 2, there with a logistic distribution).
+
+    Args:
+        images: uint8 (B, C, H, W).
+        means: the reconstructions, (B, C, H, W) in [-1, 1].
+        variance: of all pixels, on the same scale.
+    """
+    scale = 127.5 * variance**0.5
+    wide = widest_float(images.device)  # for the tails
+    distance = images.to(wide) - (means.to(wide) + 1) * 127.5
+    below = torch.where(images == 0, -torch.inf, (distance - 0.5) / scale)
+    above = torch.where(images == 255, torch.inf, (distance + 0.5) / scale)
+    # the same mass mirrored to the left, where the logarithm of the normal distribution is exact
+    left, right = torch.where(distance > 0, -above, below), torch.where(distance > 0, -below, above)
+    log_right = torch.special.log_ndtr(right)
+    log_mass = log_right + torch.log(-torch.expm1(torch.special.log_ndtr(left) - log_right))
+    return -log_mass.sum(dim=(1, 2, 3))

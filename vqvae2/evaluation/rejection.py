@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vqvae2.errors import UserError
 from vqvae2.evaluation.classifier import Classifier, load_classifier
-from vqvae2.generator import Generator
-from vqvae2.run_directory import make_dir, write_atomically, writing
-from vqvae2.samples import Written, read_sample, save_samples_grid
+from vqvae2.generation.generator import Generator
+from vqvae2.generation.samples import Written, read_sample, save_samples_grid
+from vqvae2.run.directory import make_dir, write_atomically, writing
 
 BATCH_SIZE = 64
 REAL_CLASSIFIER = "classifier_real"  # the part of an evaluation that leaves it
@@ -45,7 +45,7 @@ def classifier_for(generator: Generator, fraction: float) -> Classifier:
         UserError: there is none, there are no classes, or the fraction is none.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"keep_fraction: {fraction!r} will not do: above 0 and at most 1")
+        raise UserError(f"keep_fraction: {fraction!r} is not valid: above 0 and at most 1")
     if not generator.classes:
         raise UserError("keep_fraction: this run was trained on images without classes: leave it out")
     return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER).to(generator.device)

@@ -16,14 +16,14 @@ from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.store import CodeStore
 from vqvae2.config import Config, as_dict
 from vqvae2.evaluation.classifier import LabelledBatch
-from vqvae2.generator import Generator
+from vqvae2.generation.generator import Generator
+from vqvae2.generation.samples import Written, read_sample
 from vqvae2.images.decode import Crop
 from vqvae2.images.loading import load_batches
-from vqvae2.images.order import Item, StepOrder, in_order
 from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
 from vqvae2.images.survey import open_surveyed
-from vqvae2.run_directory import codes_path
-from vqvae2.samples import Written, read_sample
+from vqvae2.run.directory import codes_path
+from vqvae2.training.order import Item, StepOrder, in_order
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.images.convert import to_float
-from vqvae2.precision import widest_float
+from vqvae2.run.precision import widest_float
 
 
 def mse(originals: Tensor, reconstructions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from vqvae2.errors import UserError
 from vqvae2.images.decode import EXTENSIONS
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.seeding import keyed_generator
 
 
 class Listing(NamedTuple):

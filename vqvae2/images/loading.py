@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop
-from vqvae2.images.order import Item
 from vqvae2.images.sources import ImageSet
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.seeding import keyed_generator
+from vqvae2.training.order import Item
 
 WIDEST = 4 / 3  # of a random crop, against the wanted shape
 MOST_REPLACED = 16  # unreadable images in a row; more mean that the folder is gone

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vqvae2.seeding import derive_seed
+from vqvae2.run.seeding import derive_seed
 
 CLASSES = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
 GROUNDS = np.array([(0.85, 0.80, 0.70), (0.60, 0.75, 0.85), (0.80, 0.65, 0.75), (0.65, 0.80, 0.60), (0.70, 0.70, 0.75)])

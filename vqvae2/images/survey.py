@@ -23,8 +23,8 @@ from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
 from vqvae2.images.sources import Splits, open_images
-from vqvae2.launch import refusals_reach_all
-from vqvae2.run_directory import make_dir, recorded_configuration, stage_dir, write_atomically
+from vqvae2.run.directory import make_dir, recorded_configuration, stage_dir, write_atomically
+from vqvae2.run.launch import refusals_reach_all
 
 BATCH = 16  # files a worker looks at before it reports
 TURNED = range(5, 9)  # EXIF orientations that swap width and height

@@ -9,9 +9,9 @@ import torch
 from vqvae2.autoencoder.artefact import TrainedAutoencoder
 from vqvae2.config import LevelShape, PriorConfig, as_dict, completed
 from vqvae2.errors import UserError
-from vqvae2.model_files import load_weights, read_description, read_weights
 from vqvae2.prior.prior import Prior
-from vqvae2.run_directory import stage_dir
+from vqvae2.run.directory import stage_dir
+from vqvae2.run.model_files import load_weights, read_description, read_weights
 
 
 @dataclass(frozen=True)

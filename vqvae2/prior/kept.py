@@ -37,10 +37,10 @@ def parse_region(text: str, height_width: tuple[int, int]) -> tuple[int, int, in
         left, upper, right, lower = (int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"keep: {text!r} will not do: {', '.join(HALVES)}, or a box LEFT,UPPER,RIGHT,LOWER in pixels"
+            f"keep: {text!r} is not valid: {', '.join(HALVES)}, or a box LEFT,UPPER,RIGHT,LOWER in pixels"
         ) from None
     if not (0 <= left < right <= width and 0 <= upper < lower <= height):
-        raise UserError(f"keep: {text!r} will not do: a box inside the image, which is {width} wide and {height} high")
+        raise UserError(f"keep: {text!r} is not valid: a box inside the image, which is {width} wide and {height} high")
     return left, upper, right, lower
 
 

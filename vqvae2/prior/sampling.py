@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqvae2.precision import widest_float
 from vqvae2.prior.kept import Kept
 from vqvae2.prior.prior import Cache, Prior
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.precision import widest_float
+from vqvae2.run.seeding import keyed_generator
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""An exponential moving average of a module's weights (Polyak averaging)."""
+"""Exponential moving averages: their decay, and that of a module's weights (Polyak averaging)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vqvae2.averaging import average_decay
+
+def average_decay(decay: float, step: int) -> float:
+    """The decay of a moving average at `step`, rising to `decay` so that what it started from is soon forgotten."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 class WeightAverage:

@@ -9,11 +9,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from vqvae2.config import Config, TrainConfig, as_dict
-from vqvae2.environment import describe_environment
 from vqvae2.errors import UserError
-from vqvae2.launch import refusals_reach_all, start_trackers
-from vqvae2.locking import locked
-from vqvae2.run_directory import compare_configuration, record_configuration, write_atomically
+from vqvae2.run.directory import compare_configuration, record_configuration, write_atomically
+from vqvae2.run.environment import describe_environment
+from vqvae2.run.launch import refusals_reach_all, start_trackers
+from vqvae2.run.lock import locked
 from vqvae2.training.checkpoints import newest_step
 from vqvae2.training.loop import finished_step
 

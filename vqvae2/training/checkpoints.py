@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.model_files import save_tensors
-from vqvae2.run_directory import sha256, write_atomically, writing
+from vqvae2.run.directory import sha256, write_atomically, writing
+from vqvae2.run.model_files import save_tensors
 
 KEPT = 2
 

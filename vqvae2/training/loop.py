@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from vqvae2.config import TrainConfig
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.launch import refusals_reach_all
-from vqvae2.model_files import export_model, read_description
-from vqvae2.seeding import derive_seed
-from vqvae2.stopping import StopRequests
+from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.model_files import export_model, read_description
+from vqvae2.run.seeding import derive_seed
+from vqvae2.run.stopping import StopRequests
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
-from vqvae2.training.objectives import Objective
+from vqvae2.training.objective import Objective
 from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate, skip_where
 from vqvae2.training.schedule import learning_rate
 

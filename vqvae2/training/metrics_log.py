@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vqvae2.run_directory import write_atomically, writing
+from vqvae2.run.directory import write_atomically, writing
 
 
 class MetricsLog:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from vqvae2.evaluation.plots import Points, plot, points_of
-from vqvae2.evaluation.tables import tables
-from vqvae2.run_directory import write_atomically
+from vqvae2.report.plots import Points, plot, points_of
+from vqvae2.report.tables import tables
+from vqvae2.run.directory import write_atomically
 from vqvae2.training.metrics_log import read_metrics
 
 WIDEST = 1600  # pixels of a picture in the page
@@ -62,7 +62,7 @@ def write_report(run_dir: Path, evaluation: dict[str, Any] | None = None) -> Pat
 
 
 def _template() -> Any:
-    return Environment(loader=PackageLoader("vqvae2.evaluation", "."), autoescape=True, trim_blocks=True).get_template(
+    return Environment(loader=PackageLoader("vqvae2.report", "."), autoescape=True, trim_blocks=True).get_template(
         "report.html.j2"
     )
 

@@ -14,10 +14,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests.conftest import ROOT, command_of, wait_until, write_config
-from vqvae2 import launch
-from vqvae2.command_line import parse_config
-from vqvae2.launch import start_accelerator, start_trackers
-from vqvae2.locking import locked
+from vqvae2.run import launch
+from vqvae2.run.command_line import parse_config
+from vqvae2.run.launch import start_accelerator, start_trackers
+from vqvae2.run.lock import locked
 
 
 def start_two(*arguments: str) -> list[subprocess.Popen]:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from vqvae2.autoencoder.validation import usage_warnings
 from vqvae2.config import AutoencoderConfig, LevelConfig
-from vqvae2.evaluation.reconstruction import usage_warnings
 
 CONFIG = AutoencoderConfig([LevelConfig("top", 8, codebook_size=512), LevelConfig("bottom", 4, codebook_size=512)])
 

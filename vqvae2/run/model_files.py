@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.run_directory import sha256, write_atomically, writing
+from vqvae2.run.directory import sha256, write_atomically, writing
 
 FORMAT_VERSION = 2
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, write_config
-from vqvae2.command_line import parse_config
 from vqvae2.config import (
     AutoencoderConfig,
     Config,
@@ -23,6 +22,7 @@ from vqvae2.config import (
     local_batch_size,
 )
 from vqvae2.errors import UserError
+from vqvae2.run.command_line import parse_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 TOP, BOTTOM = LevelConfig("top", 8), LevelConfig("bottom", 4)

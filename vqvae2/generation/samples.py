@@ -12,12 +12,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.generator import Generator, at_least, controls_of
+from vqvae2.generation.controls import at_least, controls_of
+from vqvae2.generation.generator import Generator
 from vqvae2.images.grids import save_grid, save_image
-from vqvae2.launch import refusals_reach_all
 from vqvae2.prior.kept import Kept
-from vqvae2.run_directory import make_dir, writing
-from vqvae2.stopping import StopRequests
+from vqvae2.run.directory import make_dir, writing
+from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.stopping import StopRequests
 
 GRID_IMAGES = 64  # a grid shows no more
 

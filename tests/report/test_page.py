@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2.evaluation.report import write_report
+from vqvae2.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

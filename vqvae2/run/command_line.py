@@ -11,11 +11,11 @@ from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
 from vqvae2.config import Config, check
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.given import check_names, flag_values, load_yaml, merged, read_file
-from vqvae2.run_directory import recorded_sections
-from vqvae2.stopping import end_with_parent
+from vqvae2.run.directory import recorded_sections
+from vqvae2.run.given import check_names, flag_values, load_yaml, merged, read_file
+from vqvae2.run.stopping import end_with_parent
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FOOT = (
     "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
 )

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae2.evaluation import likelihood, pixels
+from vqvae2.evaluation import pixels
 from vqvae2.images import distances
-from vqvae2.precision import widest_float
-from vqvae2.prior import sampling
+from vqvae2.prior import likelihood, sampling
+from vqvae2.run.precision import widest_float
 
 
 class NoFloat64(TorchDispatchMode):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.seeding import keyed_generator
 
 
 class Item(NamedTuple):

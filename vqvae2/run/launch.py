@@ -20,8 +20,8 @@ from accelerate.utils import (
 
 from vqvae2.config import Config, MixedPrecision, TrainConfig, as_dict
 from vqvae2.errors import ToldError, UserError
-from vqvae2.precision import resolve_precision
-from vqvae2.run_directory import write_atomically
+from vqvae2.run.directory import write_atomically
+from vqvae2.run.precision import resolve_precision
 
 # PyTorch's default of 10 minutes (NCCL) ends a run whose other processes wait for the first one to survey millions of
 # files. A process that dies is noticed by its closed connections or by the launcher, not by this limit.

@@ -14,19 +14,15 @@ from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import UserError
+from vqvae2.generation.controls import ByLevel, Label, at_least, choose_labels, controls_of
 from vqvae2.images.decode import read_image
-from vqvae2.precision import has_fast_bf16, widest_float
 from vqvae2.prior.artefact import TrainedPrior, load_prior
 from vqvae2.prior.kept import Kept, keep_coarser, keep_region, parse_region
 from vqvae2.prior.prior import Prior
 from vqvae2.prior.sampling import Controls, image_uniforms, sample_codes
-from vqvae2.seeding import keyed_generator
+from vqvae2.run.precision import has_fast_bf16, widest_float
 
-UNCONDITIONAL = "none"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Label = str | int | None
-ByLevel = float | int | dict | None
 
 
 class Generator:
@@ -59,7 +55,7 @@ class Generator:
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
         if dtype not in DTYPES.values():
-            raise UserError(f"dtype: {dtype!r} will not do: auto, float32 or bfloat16")
+            raise UserError(f"dtype: {dtype!r} is not valid: auto, float32 or bfloat16")
         return Generator(run_dir, load_autoencoder(run_dir), device, dtype)
 
     @property
@@ -102,7 +98,7 @@ class Generator:
         expected = (self._trained.channels, height, width)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise UserError(
-                f"images: {tuple(images.shape)} {images.dtype} will not do: "
+                f"images: {tuple(images.shape)} {images.dtype} is not valid: "
                 f"uint8 of shape (B, {', '.join(map(str, expected))})"
             )
         with self._autocast():
@@ -237,58 +233,15 @@ class Generator:
     def labels(
         self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0
     ) -> Tensor | None:
-        """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes."""
-        wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
-        if len(wanted) != len(indices):
-            raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")
-        always_labelled = any(prior.config.label_dropout == 0 for prior in self.priors.values())
-        if not self.classes:
-            if guidance != 1 or any(x is not None and x != UNCONDITIONAL for x in wanted):
-                raise UserError("label, guidance: this run was trained on images without classes: leave both out")
-            return None
-        if always_labelled and (guidance != 1 or UNCONDITIONAL in wanted):
-            raise UserError(
-                "label none, guidance: this run's priors were trained with label_dropout 0 and always need a label"
-            )
-        return torch.tensor([self._class_index(x, i, seed) for x, i in zip(wanted, indices, strict=True)])
+        """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes.
 
-    def _class_index(self, label: Label, image: int, seed: int) -> int:
-        if label is None:
-            frequencies = torch.tensor(self._trained.class_frequencies, dtype=torch.float64)
-            uniform = torch.rand((), dtype=torch.float64, generator=keyed_generator(seed, "sample", image, "label"))
-            return int((frequencies.cumsum(0) <= uniform * frequencies.sum()).sum())
-        if label in self.classes:
-            return self.classes.index(label)
-        if label == UNCONDITIONAL:
-            return -1
-        if str(label).isdecimal() and int(label) < len(self.classes):
-            return int(label)
-        raise UserError(
-            f"label: no class {label!r}: choose one of {', '.join(self.classes)}, "
-            f"an index below {len(self.classes)}, or none"
+        Raises:
+            UserError: label or guidance do not fit the run.
+        """
+        can_be_hidden = all(prior.config.label_dropout > 0 for prior in self.priors.values())
+        return choose_labels(
+            label, indices, seed, guidance, self.classes, self._trained.class_frequencies, can_be_hidden
         )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-
-def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
-    """The controls of one level, checked."""
-    temperature, top_k, top_p = (
-        x.get(level, default) if isinstance(x, dict) else x
-        for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
-    )
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature: {temperature!r} will not do: a number above 0")
-    if top_k is not None:
-        at_least("top_k", top_k, 1)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p: {top_p!r} will not do: above 0 and at most 1")
-    at_least("guidance", guidance, 0)
-    return Controls(temperature, top_k, top_p, guidance)
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise a UserError where `value` is smaller than `least`."""
-    if not value >= least:
-        raise UserError(f"{name}: {value!r} will not do: {least} or more")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqvae2.errors import UserError
-from vqvae2.run_directory import make_dir, writing
+from vqvae2.run.directory import make_dir, writing
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 

@@ -10,9 +10,9 @@ import yaml
 
 from tests.conftest import refusal, succeed
 from vqvae2 import Generator
-from vqvae2.command_line import parse_config
 from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, PriorConfig, TrainConfig, completed
 from vqvae2.config.absent import ABSENT
+from vqvae2.run.command_line import parse_config
 
 # The fields of the oldest records that are read; one that is not here was added later and stands in ABSENT.
 FIRST_FIELDS = {

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, call, write_config
-from vqvae2.command_line import parse_config, run
 from vqvae2.errors import UserError
+from vqvae2.run.command_line import parse_config, run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqvae2.images.order import epoch_order
+from vqvae2.training.order import epoch_order
 
 WINDOW_IMAGES = 1024
 

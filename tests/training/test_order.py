@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from vqvae2.images.order import Item, StepOrder, epoch_order, in_order
+from vqvae2.training.order import Item, StepOrder, epoch_order, in_order
 
 
 def batches(count: int, **arguments) -> list[list[Item]]:

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.config import AutoencoderConfig, level_shapes
-from vqvae2.evaluation.window import share_of, validation_window
 from vqvae2.images.convert import to_uint8
 from vqvae2.images.distances import mse, psnr
 from vqvae2.images.grids import save_grid
 from vqvae2.images.loading import load_batches
-from vqvae2.images.order import in_order
 from vqvae2.images.sources import ImageSet
-from vqvae2.precision import widest_float
+from vqvae2.run.precision import widest_float
+from vqvae2.training.order import in_order
+from vqvae2.training.window import share_of, validation_window
 
 GRID_IMAGES = 8
 LOW_USAGE = 0.1  # of the codes that a level could use

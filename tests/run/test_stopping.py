@@ -13,9 +13,9 @@ import pytest
 
 from tests.by_hand.soak import soak
 from tests.conftest import ROOT, call, command_of, running, succeed, wait_until, write_config
-from vqvae2 import stopping
-from vqvae2.command_line import INTERRUPTED, STOPPED
-from vqvae2.stopping import StopRequests
+from vqvae2.run import stopping
+from vqvae2.run.command_line import INTERRUPTED, STOPPED
+from vqvae2.run.stopping import StopRequests
 
 ENDLESS = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000", "--stage1.save_every", "100000"]
 
@@ -98,7 +98,7 @@ def test_lost_launcher_is_noticed(tmp_path: Path, endless: list[str], processes:
 
 FAILING = """
 import os, sys
-from vqvae2.training.objectives import AutoencoderObjective
+from vqvae2.autoencoder.objective import AutoencoderObjective
 
 end_step = AutoencoderObjective.end_step
 def failing(self, step, applied, reduce):

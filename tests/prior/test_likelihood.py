@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from tests.prior.priors import tiny_prior
-from vqvae2.codes.store import Codes
-from vqvae2.evaluation.likelihood import nats_per_code, pixel_nats
+from vqvae2.codes.format import Codes
+from vqvae2.evaluation.pixels import pixel_nats
+from vqvae2.prior.likelihood import nats_per_code
 
 
 @pytest.mark.parametrize("variance", [1e-4, 0.01, 1.0])

@@ -1,0 +1,69 @@
+"""Writing the codes of a set of images."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import lmdb
+
+from vqvae2.codes.environments import opening, refuse_cut_off
+from vqvae2.codes.format import HEADER_KEY, Codes, Header, key_of, pack
+from vqvae2.errors import UserError
+from vqvae2.run.directory import make_dir
+
+FIRST_MAP_BYTES = 2**26
+
+
+class CodeWriter:
+    """Writes a store from its first missing record on; each `write` is one durable transaction."""
+
+    def __init__(self, path: Path, header: Header):
+        """Begin a store, or go on with one that has the same header.
+
+        Raises:
+            UserError: the store there was made from something else.
+        """
+        self.path = path
+        self.header = header
+        make_dir(path)
+        with opening(path):
+            self._environment = lmdb.open(str(path), map_size=FIRST_MAP_BYTES)
+        refuse_cut_off(self._environment, path)
+        with self._environment.begin() as transaction:
+            stored = transaction.get(HEADER_KEY)
+            entries = transaction.stat()["entries"]
+        if stored is None and entries == 0:
+            self._put([(HEADER_KEY, header.to_json())])
+        elif stored != header.to_json():
+            self._environment.close()
+            refuse_other_codes(path, Header.from_json(stored, path), header)
+        self.written = self._environment.stat()["entries"] - 1
+
+    def write(self, records: list[Codes]) -> None:
+        """Append records."""
+        self._put([(key_of(self.written + i), pack(record, self.header.levels)) for i, record in enumerate(records)])
+        self.written += len(records)
+
+    def _put(self, items: list[tuple[bytes, bytes]]) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in items:
+                        transaction.put(key, value)
+                return
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.DiskError as error:
+                raise UserError(
+                    f"{self.path}: cannot be written ({error}): free the space and run stage 2 again"
+                ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._environment.close()
+
+
+def refuse_other_codes(path: Path, stored: Header, header: Header) -> None:
+    """Say how the store at `path` differs from what is to be written."""
+    changed = [key for key in asdict(header) if getattr(stored, key) != getattr(header, key)]
+    values = "; ".join(f"{key} was {getattr(stored, key)!r} and is now {getattr(header, key)!r}" for key in changed)
+    raise UserError(f"{path}: these codes were made differently: {values}: delete {path.parent} or use another run_dir")

@@ -1,0 +1,1 @@
+"""New images from a trained run."""

@@ -1,0 +1,91 @@
+"""What a user asks of samples: labels, temperature and the like, checked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqvae2.errors import UserError
+from vqvae2.prior.sampling import Controls
+from vqvae2.run.seeding import keyed_generator
+
+UNCONDITIONAL = "none"
+
+Label = str | int | None
+ByLevel = float | int | dict | None
+
+
+def choose_labels(
+    label: Label | Sequence[Label],
+    indices: Sequence[int],
+    seed: int,
+    guidance: float,
+    classes: list[str],
+    frequencies: list[float],
+    can_be_hidden: bool,
+) -> Tensor | None:
+    """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes.
+
+    Args:
+        label: one for all images or one for each: a class by name or index, "none" for the unconditional model, None
+            for a class drawn from the training frequencies.
+        indices: numbers of the images; with the seed they decide which class is drawn.
+        seed: of the random numbers.
+        guidance: 1 for none.
+        classes: names of the classes.
+        frequencies: share of the training images in each class.
+        can_be_hidden: whether the priors were trained without labels, too.
+
+    Raises:
+        UserError: the label or guidance do not fit the run.
+    """
+    wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
+    if len(wanted) != len(indices):
+        raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")
+    if not classes:
+        if guidance != 1 or any(x is not None and x != UNCONDITIONAL for x in wanted):
+            raise UserError("label, guidance: this run was trained on images without classes: leave both out")
+        return None
+    if not can_be_hidden and (guidance != 1 or UNCONDITIONAL in wanted):
+        raise UserError(
+            "label none, guidance: this run's priors were trained with label_dropout 0 and always need a label"
+        )
+    drawn = torch.tensor(frequencies, dtype=torch.float64)
+    return torch.tensor([_class_index(x, i, seed, classes, drawn) for x, i in zip(wanted, indices, strict=True)])
+
+
+def _class_index(label: Label, image: int, seed: int, classes: list[str], frequencies: Tensor) -> int:
+    if label is None:
+        uniform = torch.rand((), dtype=torch.float64, generator=keyed_generator(seed, "sample", image, "label"))
+        return int((frequencies.cumsum(0) <= uniform * frequencies.sum()).sum())
+    if label in classes:
+        return classes.index(label)
+    if label == UNCONDITIONAL:
+        return -1
+    if str(label).isdecimal() and int(label) < len(classes):
+        return int(label)
+    raise UserError(
+        f"label: no class {label!r}: choose one of {', '.join(classes)}, an index below {len(classes)}, or none"
+    )
+
+
+def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
+    """The controls of one level, checked."""
+    temperature, top_k, top_p = (
+        x.get(level, default) if isinstance(x, dict) else x
+        for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
+    )
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature: {temperature!r} is not valid: a number above 0")
+    if top_k is not None:
+        at_least("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p: {top_p!r} is not valid: above 0 and at most 1")
+    at_least("guidance", guidance, 0)
+    return Controls(temperature, top_k, top_p, guidance)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise a UserError where `value` is smaller than `least`."""
+    if not value >= least:
+        raise UserError(f"{name}: {value!r} is not valid: {least} or more")

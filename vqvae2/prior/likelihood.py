@@ -1,0 +1,46 @@
+"""How likely a prior finds codes."""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqvae2.codes.loading import load_code_batches
+from vqvae2.codes.store import CodeStore
+from vqvae2.prior.prior import Prior
+from vqvae2.run.precision import widest_float
+from vqvae2.training.order import in_order
+from vqvae2.training.window import share_of
+
+
+def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of the codes of `prior`'s level, (B, H, W); `model`: it, wrapped or not."""
+    own = codes[prior.shape.name]
+    coarser = {shape.name: codes[shape.name] for shape in prior.coarser} or None
+    logits = model(own, coarser, labels)
+    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, own, reduction="none")
+
+
+def nats_per_code(
+    prior: Prior, store: CodeStore, window: list[int], batch_size: int, accelerator: Accelerator
+) -> float:
+    """Mean negative log-likelihood of the codes of some images, given their labels.
+
+    Every process takes its share of the images.
+
+    Args:
+        prior: in eval mode, not wrapped.
+        store: of the codes.
+        window: indices of the images.
+        batch_size: images of one process at a time.
+        accelerator: whose autocast is used.
+    """
+    wide = widest_float(accelerator.device)
+    sums = torch.zeros(2, dtype=wide, device=accelerator.device)  # of nats, of codes
+    for batch in load_code_batches(store, in_order(share_of(window, accelerator), batch_size)):
+        codes = {name: x.to(accelerator.device, non_blocking=True) for name, x in batch.codes.items()}
+        with accelerator.autocast():
+            nll = code_nll(prior, prior, codes, batch.labels.to(accelerator.device))
+        sums += torch.stack([nll.to(wide).sum(), sums.new_tensor(nll.numel())])
+    nats, codes_seen = accelerator.reduce(sums).tolist()
+    return nats / codes_seen

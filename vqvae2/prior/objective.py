@@ -1,0 +1,26 @@
+"""What stages 3 and 4 minimise."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2.prior.likelihood import code_nll
+from vqvae2.training.objective import Loss, WeightsObjective
+from vqvae2.training.optimiser import BETAS
+
+
+class PriorObjective(WeightsObjective):
+    """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+
+    betas = BETAS
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        labels = self._drop_labels(batch.labels, batch.positions, step)
+        nll = code_nll(model, self.module, batch.codes, labels).mean()
+        return Loss(nll, {"nats_per_code": nll.detach()})
+
+    def _drop_labels(self, labels: Tensor, positions: Tensor, step: int) -> Tensor:
+        """Hide a share of the labels, by each image's place in the global batch."""
+        hidden = self.uniforms("label dropout", positions, step) < self.module.config.label_dropout
+        return torch.where(hidden, -1, labels)

@@ -1,0 +1,1 @@
+"""What every program of a run needs: folder, lock, signals, processes, precision, seeds, command line."""
