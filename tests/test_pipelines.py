@@ -17,7 +17,7 @@ from vqvae2.codes import CodeStore
 
 
 def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
-    """Every stage records its configuration, its figures and checkpoints, and exports its model."""
+    """Every stage records its configuration, its metrics and checkpoints, and exports its model."""
     _, run_dir = tiny_run
     for stage in ("stage1", "stage3", "stage4/bottom"):
         assert (run_dir / stage / "config.yaml").exists()

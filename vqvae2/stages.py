@@ -58,11 +58,11 @@ def train_autoencoder(config: Config) -> None:
 
     def validate(step: int) -> dict[str, float]:
         grid = directory / "images" / f"step_{step:08d}.png"
-        figures = validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
+        metrics = validate_autoencoder(autoencoder, splits.validation, local_batch, images.workers, accelerator, grid)
         if step > objective.start_step and accelerator.is_main_process:
-            for line in usage_warnings(figures, config.autoencoder, images.height_width, len(splits.validation)):
+            for line in usage_warnings(metrics, config.autoencoder, images.height_width, len(splits.validation)):
                 tqdm.write(line)
-        return figures
+        return metrics
 
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
     description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
@@ -90,7 +90,7 @@ def write_codes(config: Config) -> None:
                 held.enter_context(locked(directory))
         for name, images in splits._asdict().items():
             path = codes_path(config.run_dir, name)
-            header = Header(trained.shapes, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
+            header = Header(trained.grids, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)
             written = extract_codes(
                 autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator
             )
@@ -115,7 +115,7 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
 def train_prior(config: Config, level: str) -> None:
     """Stages 3 and 4: codes -> the prior of one level, stage3/ or stage4/LEVEL/model.safetensors."""
     trained = load_autoencoder(config.run_dir)
-    names = [shape.name for shape in trained.shapes]
+    names = [grid.name for grid in trained.grids]
     if level not in names:
         raise UserError(f"level: {trained.path} has no level {level!r}: choose one of {', '.join(names)}")
     prior_config = config.priors[level]
@@ -140,7 +140,7 @@ def train_prior(config: Config, level: str) -> None:
     if not begin_training(directory, sections, settings, accelerator):
         return
 
-    prior = build_prior(prior_config, trained.shapes, level, len(trained.classes), config.seed).to(accelerator.device)
+    prior = build_prior(prior_config, trained.grids, level, len(trained.classes), config.seed).to(accelerator.device)
     accelerator.print(
         f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; "
         f"{count_weights(prior):,} weights; "
@@ -188,9 +188,9 @@ def describe_reach(prior: Prior) -> str:
     if reach.rows is None:
         return "sees every earlier code"
     text = f"sees {reach.rows} rows up and {reach.columns} columns to either side"
-    if reach.rows < prior.shape.height - 1 or reach.columns < prior.shape.width - 1:
+    if reach.rows < prior.grid.height - 1 or reach.columns < prior.grid.width - 1:
         text += (
-            f"; warning: the grid has {prior.shape.height} rows and {prior.shape.width} columns: "
+            f"; warning: the grid has {prior.grid.height} rows and {prior.grid.width} columns: "
             "more layers, a larger kernel_size or attention_layers would see all of it"
         )
     return text

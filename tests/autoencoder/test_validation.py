@@ -1,4 +1,4 @@
-"""What a user is told of the figures of a validation."""
+"""What a user is told of the metrics of a validation."""
 
 import pytest
 

@@ -76,7 +76,7 @@ def masked_stack(prior: Prior) -> Prior:
     wanted = sum(p.numel() for p in prior.parameters())
 
     def of_width(residual_channels: int) -> Prior:
-        other = build_prior(config, [*prior.coarser, prior.shape], prior.shape.name, prior.num_classes, seed=0)
+        other = build_prior(config, [*prior.coarser, prior.grid], prior.grid.name, prior.num_classes, seed=0)
         layers = [MaskedLayer(config, residual_channels, i == 0, conditioned) for i in range(config.layers)]
         for layer in layers:
             layer.out.weight.data.mul_(len(layers) ** -0.5)
@@ -97,7 +97,7 @@ def held_out_nats(config: Config, level: str, seed: int, single: bool, directory
     codes, held_out = (
         open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path) for split in ("train", "validation")
     )
-    prior = build_prior(config.priors[level], trained.shapes, level, len(trained.classes), seed)
+    prior = build_prior(config.priors[level], trained.grids, level, len(trained.classes), seed)
     if single:
         torch.manual_seed(seed)
         prior = masked_stack(prior)

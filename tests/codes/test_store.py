@@ -17,11 +17,11 @@ from vqvae2.codes import CodeStore, store
 from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.writer import CodeWriter
-from vqvae2.config import LevelShape
+from vqvae2.config import LevelGrid
 from vqvae2.errors import UserError
 from vqvae2.training.order import in_order
 
-LEVELS = [LevelShape("top", 2, 3, 512), LevelShape("bottom", 4, 6, 256)]
+LEVELS = [LevelGrid("top", 2, 3, 512), LevelGrid("bottom", 4, 6, 256)]
 HEADER = Header(LEVELS, ["Hut", "Schühe"], 6, "no", "ab12")
 
 
@@ -83,7 +83,7 @@ def path(tmp_path: Path) -> Path:
 )
 def test_round_trip_in_the_smallest_type(tmp_path: Path, codebook_size: int, bytes_a_code: int):
     """Codes, labels and names come back, and a code takes as few whole bytes as hold K - 1."""
-    header = replace(HEADER, levels=[LevelShape("top", 5, 7, codebook_size)])
+    header = replace(HEADER, levels=[LevelGrid("top", 5, 7, codebook_size)])
     records = make_codes(header)
     opened = CodeStore(write(tmp_path / "codes.lmdb", header, records))
     assert opened.header == header and len(opened) == 6
@@ -106,7 +106,7 @@ def test_a_record_is_laid_out_as_documented(path: Path):
 
 def test_a_record_takes_13_kilobytes_at_most(tmp_path: Path):
     """The codes of a 256x256 image, 32x32 and 64x64 of 512, on disk with all that LMDB adds."""
-    levels = [LevelShape("top", 32, 32, 512), LevelShape("bottom", 64, 64, 512)]
+    levels = [LevelGrid("top", 32, 32, 512), LevelGrid("bottom", 64, 64, 512)]
     header = replace(HEADER, levels=levels, count=200)
     write(tmp_path / "codes.lmdb", header, make_codes(header), at_a_time=16)
     assert os.stat(tmp_path / "codes.lmdb" / "data.mdb").st_blocks * 512 / 200 <= 13_000
@@ -248,7 +248,7 @@ def test_what_is_no_lmdb_is_named(tmp_path: Path):
 
 def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
     """A file whose end is missing, as after a broken copy, is a message and does not kill the process."""
-    header = replace(HEADER, levels=[LevelShape("top", 64, 64, 512)])
+    header = replace(HEADER, levels=[LevelGrid("top", 64, 64, 512)])
     path = write(tmp_path / "codes.lmdb", header, make_codes(header))
     os.truncate(path / "data.mdb", os.path.getsize(path / "data.mdb") // 2)
     for open_ in (CodeStore, lambda path: CodeWriter(path, header)):
@@ -259,7 +259,7 @@ def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
 def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """More records than the first map holds are written all the same, and so when the writer goes on."""
     monkeypatch.setattr(store, "FIRST_MAP_BYTES", 2**16)
-    header = replace(HEADER, levels=[LevelShape("top", 64, 64, 512)], count=40)
+    header = replace(HEADER, levels=[LevelGrid("top", 64, 64, 512)], count=40)
     records = make_codes(header)
     write(tmp_path / "codes.lmdb", header, records[:20])
     assert os.path.getsize(tmp_path / "codes.lmdb" / "data.mdb") > 2**16
@@ -333,7 +333,7 @@ def test_batches_of_codes(path: Path):
     assert torch.equal(first.codes["bottom"], torch.stack([records[i].codes["bottom"] for i in (4, 0)]))
     assert torch.equal(second.codes["top"], records[5].codes["top"][None])
     assert (first.labels.tolist(), second.labels.tolist()) == ([0, -1], [1])
-    assert (first.positions.tolist(), second.positions.tolist()) == ([0, 1], [2])
+    assert (first.batch_indices.tolist(), second.batch_indices.tolist()) == ([0, 1], [2])
 
 
 def test_a_record_is_found_by_its_name(path: Path):

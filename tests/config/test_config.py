@@ -18,7 +18,7 @@ from vqvae2.config import (
     TrainConfig,
     check,
     compression_ratio,
-    level_shapes,
+    level_grids,
     local_batch_size,
 )
 from vqvae2.errors import UserError
@@ -50,7 +50,7 @@ def changed(config: Any, key: str, value: Any) -> Any:
 def test_every_shipped_configuration_is_good(path: Path):
     """Each file in configs/ is read and passes all checks."""
     config, _ = parse_config(["--config", str(path)])
-    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     assert [x.name for x in shapes] == [x.name for x in config.autoencoder.levels]
     assert compression_ratio(config.autoencoder, config.images.height_width) > 1
 
@@ -267,4 +267,4 @@ def test_height_comes_before_width():
         32,
         32,
     )
-    assert level_shapes([TOP, BOTTOM], (16, 64)) == [("top", 2, 8, 512), ("bottom", 4, 16, 512)]
+    assert level_grids([TOP, BOTTOM], (16, 64)) == [("top", 2, 8, 512), ("bottom", 4, 16, 512)]

@@ -120,7 +120,7 @@ def test_a_fraction_of_the_samples_is_kept(evaluated_run: Path, tiny_run):
 
 
 def test_a_run_without_classes(tmp_path: Path):
-    """No classifier: its figures are null; what a classifier would rank is refused."""
+    """No classifier: its metrics are null; what a classifier would rank is refused."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Figures of pixels, against scikit-image."""
+"""Metrics of pixels, against scikit-image."""
 
 import numpy as np
 import pytest

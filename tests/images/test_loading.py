@@ -51,7 +51,7 @@ def test_batches_are_the_images_that_the_order_lists(images: ImageSet):
     """Pixels, labels and positions are those of each item, in its place."""
     batch = next(load_batches(images, in_order([7, 2, 10], 3), 0))
     assert torch.equal(batch.images, torch.stack([images.load(i) for i in (7, 2, 10)]))
-    assert batch.labels.tolist() == [images.labels[i] for i in (7, 2, 10)] and batch.positions.tolist() == [
+    assert batch.labels.tolist() == [images.labels[i] for i in (7, 2, 10)] and batch.batch_indices.tolist() == [
         0,
         1,
         2,

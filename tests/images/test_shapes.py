@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from vqvae2.images.shapes import CLASSES, draw
+from vqvae2.images.shapes import CLASSES, render
 
 
 def pixels(*arguments) -> np.ndarray:
     """A drawn picture as float (height, width, 3)."""
-    return np.asarray(draw(*arguments), dtype=np.float64)
+    return np.asarray(render(*arguments), dtype=np.float64)
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)

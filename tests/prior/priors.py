@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vqvae2.config import LevelShape, PriorConfig
+from vqvae2.config import LevelGrid, PriorConfig
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.prior import Prior
 
@@ -30,8 +30,8 @@ def tiny_prior(
         options: fields of PriorConfig.
     """
     height, width = grid
-    shapes = [LevelShape(f"coarse{x}", height // x, width // x, 4 + x) for x in coarser] + [
-        LevelShape("own", height, width, codes)
+    shapes = [LevelGrid(f"coarse{x}", height // x, width // x, 4 + x) for x in coarser] + [
+        LevelGrid("own", height, width, codes)
     ]
     defaults = {
         "hidden_channels": 8,
@@ -58,7 +58,7 @@ def some_codes(
     generator = torch.Generator().manual_seed(seed)
     own, *others = (
         torch.randint(shape.codebook_size, (batch, shape.height, shape.width), generator=generator)
-        for shape in (prior.shape, *prior.coarser)
+        for shape in (prior.grid, *prior.coarser)
     )
     coarser = {shape.name: codes for shape, codes in zip(prior.coarser, others, strict=True)} or None
     labels = torch.randint(prior.num_classes, (batch,), generator=generator) if prior.num_classes else None

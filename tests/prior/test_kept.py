@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from vqvae2.config import LevelShape
+from vqvae2.config import LevelGrid
 from vqvae2.errors import UserError
 from vqvae2.prior.kept import keep_coarser, keep_region, parse_region
 
 SIZE = (16, 32)
-SHAPES = [LevelShape("top", 2, 4, 12), LevelShape("bottom", 4, 8, 300)]
+SHAPES = [LevelGrid("top", 2, 4, 12), LevelGrid("bottom", 4, 8, 300)]
 CODES = {x.name: torch.arange(3 * x.height * x.width).view(3, x.height, x.width) for x in SHAPES}
 
 

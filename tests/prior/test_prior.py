@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.conftest import ROOT
 from tests.prior.priors import some_codes, tiny_prior
-from vqvae2.config import level_shapes
+from vqvae2.config import level_grids
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.prior import Prior
 from vqvae2.run.command_line import parse_config
@@ -27,7 +27,7 @@ from vqvae2.run.command_line import parse_config
 def test_sizes_that_the_readme_states(name: str, level: str, classes: int, millions: float) -> None:
     """Parameters of the paper's priors, on the meta device, so without their memory."""
     config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
-    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     with torch.device("meta"):
         prior = build_prior(config.priors[level], shapes, level, classes, seed=0)
     assert round(sum(p.numel() for p in prior.parameters()) / 1e6, 1) == millions

@@ -6,7 +6,7 @@ import torch
 from tests.prior.priors import some_codes, tiny_prior
 from vqvae2.prior.kept import Kept
 from vqvae2.prior.prior import Prior
-from vqvae2.prior.sampling import Controls, draw, image_uniforms, restrict, sample_codes
+from vqvae2.prior.sampling import Controls, image_uniforms, restrict, sample_categorical, sample_codes
 
 
 def random_logits(rows: int = 20, codes: int = 9) -> torch.Tensor:
@@ -19,7 +19,7 @@ def allowed(logits: torch.Tensor, controls: Controls) -> list[list[int]]:
 
 
 def uniforms_of(prior: Prior, images: range, seed: int = 0) -> torch.Tensor:
-    positions = prior.shape.height * prior.shape.width
+    positions = prior.grid.height * prior.grid.width
     return torch.stack([image_uniforms(seed, i, "own", positions) for i in images])
 
 
@@ -32,7 +32,7 @@ def whole_grid_sample(
     kept: Kept | None = None,
 ):
     """Codes (B, H, W) from a full forward pass for each position and a running sum of probabilities."""
-    height, width = prior.shape.height, prior.shape.width
+    height, width = prior.grid.height, prior.grid.width
     codes = torch.zeros(len(uniforms), height, width, dtype=torch.long)
     for position in range(height * width):
         i, j = divmod(position, width)
@@ -101,7 +101,7 @@ def test_draw_follows_the_probabilities() -> None:
     logits = random_logits(rows=1, codes=6)
     logits[0, 2] = -torch.inf
     count = 10_000
-    codes = draw(logits.expand(count, -1), (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    codes = sample_categorical(logits.expand(count, -1), (torch.arange(count, dtype=torch.float64) + 0.5) / count)
     frequencies = torch.bincount(codes, minlength=6) / count
     assert torch.allclose(frequencies.double(), logits.softmax(1)[0], atol=1.5 / count)
     assert torch.equal(codes, codes.sort().values)
@@ -117,7 +117,7 @@ def test_draw_never_gives_a_forbidden_code(dtype: torch.dtype) -> None:
     forbidden[:, 20] = False
     logits = logits.masked_fill(forbidden, -torch.inf)
     for uniform in (0.0, 5e-324, 0.5, 1 - 2**-53):
-        codes = draw(logits, torch.full((2000,), uniform, dtype=torch.float64))
+        codes = sample_categorical(logits, torch.full((2000,), uniform, dtype=torch.float64))
         assert not forbidden.gather(1, codes[:, None]).any()
 
 

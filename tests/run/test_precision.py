@@ -31,7 +31,7 @@ def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> No
         generator = torch.Generator().manual_seed(0)
         images, others = torch.randint(0, 256, (2, 4, 3, 16, 16), generator=generator, dtype=torch.uint8)
         logits, uniforms = torch.randn(64, 9, generator=generator), torch.rand(64, generator=generator)
-        codes = sampling.draw(logits, uniforms)
+        codes = sampling.sample_categorical(logits, uniforms)
         means = others.float() / 127.5 - 1
         nats = likelihood.pixel_nats(images, means, 0.3)
         return [distances.psnr(images, others), pixels.ssim(images, others), nats, codes]
@@ -42,7 +42,7 @@ def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     with NoFloat64():
         found = compute()
-        highest = sampling.draw(torch.zeros(1, 4), torch.tensor([1 - 2**-24]))
+        highest = sampling.sample_categorical(torch.zeros(1, 4), torch.tensor([1 - 2**-24]))
     assert highest.tolist() == [3]
     for a, b in zip(expected, found, strict=True):
         assert torch.allclose(a.double(), b.double(), rtol=1e-4)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.objective import AutoencoderObjective
 from vqvae2.codes.loading import CodeBatch
-from vqvae2.config import AutoencoderConfig, LevelConfig, LevelShape, PriorConfig, TrainConfig
+from vqvae2.config import AutoencoderConfig, LevelConfig, LevelGrid, PriorConfig, TrainConfig
 from vqvae2.errors import UserError
 from vqvae2.images.loading import ImageBatch
 from vqvae2.prior.artefact import build_prior
@@ -76,7 +76,7 @@ def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> P
         dropout=0.3,
         label_dropout=0.3,
     )
-    shapes = [LevelShape("top", 3, 4, 7)]
+    shapes = [LevelGrid("top", 3, 4, 7)]
     return PriorObjective(build_prior(config, shapes, "top", 2, seed=0).to(dtype), BATCH, seed=0)
 
 
@@ -138,9 +138,9 @@ def spoil(
     loss = objective.loss
 
     def spoilt(model: Any, batch: ImageBatch, step: int) -> Any:
-        if step in steps and batch.positions[0] == 0:
+        if step in steps and batch.batch_indices[0] == 0:
             before()
-        if step in steps and batch.positions[-1] == BATCH - 1:
+        if step in steps and batch.batch_indices[-1] == BATCH - 1:
             batch.images[-1, 0, 0, 0] = value
         return loss(model, batch, step)
 
@@ -167,7 +167,7 @@ def log_of(directory: Path) -> list[dict]:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
-    """A batch of 8 in 4 parts gives the weights, codebooks, averages and figures of the batch in one."""
+    """A batch of 8 in 4 parts gives the weights, codebooks, averages and metrics of the batch in one."""
     results = []
     for parts in (1, 4):
         settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
-from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelShape, as_dict, completed, level_shapes
+from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelGrid, as_dict, completed, level_grids
 from vqvae2.run.directory import stage_dir
 from vqvae2.run.model_files import load_weights, read_description, read_weights
 
@@ -21,7 +21,7 @@ class TrainedAutoencoder:
 
     Attributes:
         module: on the processor, in eval mode.
-        shapes: grid of codes of each level, coarsest first.
+        grids: grid of codes of each level, coarsest first.
         height_width: of the images, in pixels.
         channels: of the images.
         classes: names of the classes of the training images; empty where there are none.
@@ -31,7 +31,7 @@ class TrainedAutoencoder:
     """
 
     module: Autoencoder
-    shapes: list[LevelShape]
+    grids: list[LevelGrid]
     height_width: tuple[int, int]
     channels: int
     classes: list[str]
@@ -67,7 +67,7 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
     height_width = tuple(description["image_size"])
     return TrainedAutoencoder(
         module.eval().requires_grad_(False),
-        level_shapes(config.levels, height_width),
+        level_grids(config.levels, height_width),
         height_width,
         description["channels"],
         description["classes"],

@@ -52,28 +52,28 @@ def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tenso
 class Picks(NamedTuple):
     """Features to be taken from a global batch: for each, the image's place in it and the place in the image."""
 
+    batch_indices: Tensor
     positions: Tensor
-    places: Tensor
 
 
-def draw_picks(count: int, batch_size: int, places: int, generator: torch.Generator) -> Picks:
+def random_picks(count: int, batch_size: int, positions: int, generator: torch.Generator) -> Picks:
     """`count` places in a global batch, drawn at random."""
-    available = batch_size * places
+    available = batch_size * positions
     if count <= available:
         flat = torch.randperm(available, generator=generator)[:count]
     else:
         flat = torch.randint(available, (count,), generator=generator)
-    return Picks(flat // places, flat % places)
+    return Picks(flat // positions, flat % positions)
 
 
-def take(picks: Picks, features: Tensor, positions: Tensor, batch_size: int) -> Tensor:
+def take(picks: Picks, features: Tensor, batch_indices: Tensor, batch_size: int) -> Tensor:
     """The picked vectors that lie in this process's `features` (B, D, H, W), zero for the others: (count, D)."""
     device = features.device
     row_of = torch.full((batch_size,), -1, device=device)
-    row_of[positions.to(device)] = torch.arange(len(positions), device=device)
-    rows, places = row_of[picks.positions.to(device)], picks.places.to(device)
+    row_of[batch_indices.to(device)] = torch.arange(len(batch_indices), device=device)
+    rows, positions = row_of[picks.batch_indices.to(device)], picks.positions.to(device)
     here = rows >= 0
-    vectors = rearrange(features, "b d h w -> b (h w) d")[rows.clamp(min=0), places]
+    vectors = rearrange(features, "b d h w -> b (h w) d")[rows.clamp(min=0), positions]
     return torch.where(here[:, None], vectors, 0)
 
 
@@ -118,7 +118,7 @@ class Codebooks:
 
         Args:
             batches: the first global batches, as many as it takes: of each, this
-                process's (images, positions) by accumulation step.
+                process's (images, batch_indices) by accumulation step.
             reduce: sum over all processes.
         """
         read: list[list[tuple[Tensor, Tensor]]] = []
@@ -130,12 +130,12 @@ class Codebooks:
             while missing > 0:
                 if len(drawn) == len(read):
                     read.append(next(batches))
-                vectors, places = self._draw(read[len(drawn)], i, missing, generator)
+                vectors, positions = self._draw(read[len(drawn)], i, missing, generator)
                 drawn.append(reduce(vectors).cpu())
                 missing -= len(vectors)
             centres, counts = k_means(torch.cat(drawn), codebook_size, generator)
             level.codebook.copy_(centres)
-            level.average_count.copy_(counts * (self.batch_size * places / counts.sum()))
+            level.average_count.copy_(counts * (self.batch_size * positions / counts.sum()))
             level.average_sum.copy_(level.codebook * level.average_count[:, None])
 
     def _draw(
@@ -144,26 +144,27 @@ class Codebooks:
         """Up to `count` of level i's features in one global batch, those lying here, and the codes an image has."""
         vectors: Tensor | float = 0.0
         picks = None
-        for images, positions in parts:
+        for images, batch_indices in parts:
             features = self.autoencoder(images).quantised[i].features
-            places = features.shape[2] * features.shape[3]
-            picks = picks or draw_picks(min(count, self.batch_size * places), self.batch_size, places, generator)
-            vectors = vectors + take(picks, features, positions, self.batch_size)
-        return vectors, places
+            positions = features.shape[2] * features.shape[3]
+            count = min(count, self.batch_size * positions)
+            picks = picks or random_picks(count, self.batch_size, positions, generator)
+            vectors = vectors + take(picks, features, batch_indices, self.batch_size)
+        return vectors, positions
 
     @torch.no_grad()
-    def observe(self, quantised: list[Quantised], positions: Tensor, step: int) -> None:
-        """Take note of one forward pass's features; `positions` (B,): its images' places in the global batch."""
+    def observe(self, quantised: list[Quantised], batch_indices: Tensor, step: int) -> None:
+        """Take note of one forward pass's features; `batch_indices` (B,): its images' places in the global batch."""
         for i, (level, result) in enumerate(zip(self.levels, quantised, strict=True)):
             flat = rearrange(result.features, "b d h w -> (b h w) d")
             count, total = count_and_sum(flat, result.codes.flatten(), len(level.codebook))
             level.count += count
             level.sum += total
             if self._revives(step):
-                places = result.codes[0].numel()
+                positions = result.codes[0].numel()
                 generator = keyed_generator(self.seed, "revival", step, i)
-                picks = draw_picks(len(level.codebook), self.batch_size, places, generator)
-                level.candidates += take(picks, result.features, positions, self.batch_size)
+                picks = random_picks(len(level.codebook), self.batch_size, positions, generator)
+                level.candidates += take(picks, result.features, batch_indices, self.batch_size)
 
     @torch.no_grad()
     def update(self, step: int, applied: Tensor, reduce: Reduce) -> None:

@@ -38,28 +38,29 @@ class AutoencoderObjective:
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
         self.started = True
-        self.codebooks.start(([(part.images, part.positions) for part in batch] for batch in batches), reduce)
+        self.codebooks.start(([(part.images, part.batch_indices) for part in batch] for batch in batches), reduce)
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         quantises = step >= self.start_step
         share = self.module.config.level_dropout if quantises else CONTINUOUS_LEVEL_DROPOUT
-        shown = self._draw_levels(step, share).to(batch.positions.device)[batch.positions] if share > 0 else None
+        shown = self._levels_shown(step, share, batch.batch_indices) if share > 0 else None
         reconstruction = model(batch.images, shown_levels=shown, quantises=quantises)
         losses = self.module.losses(batch.images, reconstruction)
         if quantises:
-            self.codebooks.observe(reconstruction.quantised, batch.positions, step - self.start_step)
-        figures = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
-        return Loss(losses.total, figures)
+            self.codebooks.observe(reconstruction.quantised, batch.batch_indices, step - self.start_step)
+        metrics = {name: value.detach() for name, value in losses._asdict().items() if name != "total"}
+        return Loss(losses.total, metrics)
 
-    def _draw_levels(self, step: int, share: float) -> Tensor:
-        """How many levels of each image of the global batch reach the decoders: (batch size,), from 1 to all.
+    def _levels_shown(self, step: int, share: float, batch_indices: Tensor) -> Tensor:
+        """How many levels of each image reach the decoders: (B,), from 1 to all.
 
-        Of this share of the images it is fewer than all, unless there is one level only.
+        It is fewer than all for this share of the global batch, unless there is one level only.
         """
         size, levels = self.codebooks.batch_size, len(self.module.names)
         generator = keyed_generator(self.seed, "level dropout", step)
         hides = torch.rand(size, generator=generator) < share
-        return torch.where(hides, torch.randint(1, max(2, levels), (size,), generator=generator), levels)
+        fewer = torch.randint(1, max(2, levels), (size,), generator=generator)
+        return torch.where(hides, fewer, levels).to(batch_indices.device)[batch_indices]
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
         if step >= self.start_step:

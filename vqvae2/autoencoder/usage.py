@@ -1,4 +1,4 @@
-"""How well a codebook is used, over a fixed window of images: figures of one batch would depend on its size."""
+"""How well a codebook is used, over a fixed window of images: metrics of one batch would depend on its size."""
 
 from typing import NamedTuple
 

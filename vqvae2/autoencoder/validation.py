@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
-from vqvae2.config import AutoencoderConfig, level_shapes
+from vqvae2.config import AutoencoderConfig, level_grids
 from vqvae2.images.convert import to_uint8
 from vqvae2.images.distances import mse, psnr
 from vqvae2.images.grids import save_grid
@@ -29,7 +29,7 @@ def validate_autoencoder(
     accelerator: Accelerator,
     grid: Path | None,
 ) -> dict[str, float]:
-    """Figures of the reconstructions of `validation_window`; every process takes its share of the images.
+    """Metrics of the reconstructions of `validation_window`; every process takes its share of the images.
 
     Args:
         autoencoder: in eval mode, not wrapped.
@@ -61,33 +61,33 @@ def validate_autoencoder(
         for count, result in zip(counts, reconstruction.quantised, strict=True):
             count += code_counts(result.codes, len(count))
     squared, peak_ratios, seen = accelerator.reduce(sums).tolist()
-    figures = {"mse": squared / seen, "psnr": peak_ratios / seen}
+    metrics = {"mse": squared / seen, "psnr": peak_ratios / seen}
     for level, count in zip(levels, counts, strict=True):
         usage = usage_of(accelerator.reduce(count))
-        figures |= {f"{level.name}_usage": usage.usage, f"{level.name}_perplexity": usage.perplexity}
+        metrics |= {f"{level.name}_usage": usage.usage, f"{level.name}_perplexity": usage.perplexity}
     if grid and accelerator.is_main_process:
         save_reconstruction_grid(autoencoder, images, window[:GRID_IMAGES], grid, accelerator)
-    return figures
+    return metrics
 
 
 def usage_warnings(
-    figures: dict[str, float], config: AutoencoderConfig, height_width: tuple[int, int], num_images: int
+    metrics: dict[str, float], config: AutoencoderConfig, height_width: tuple[int, int], num_images: int
 ) -> list[str]:
     """A line for each level that uses under a tenth of its codes, of those that the window could use at all.
 
     Args:
-        figures: of `validate_autoencoder`.
+        metrics: of `validate_autoencoder`.
         config: of the autoencoder.
         height_width: of the images, in pixels.
         num_images: held out.
     """
     lines = []
     images = len(validation_window(num_images))
-    for shape in level_shapes(config.levels, height_width):
-        used = round(figures[f"{shape.name}_usage"] * shape.codebook_size)
-        if used < LOW_USAGE * min(shape.codebook_size, images * shape.height * shape.width):
+    for grid in level_grids(config.levels, height_width):
+        used = round(metrics[f"{grid.name}_usage"] * grid.codebook_size)
+        if used < LOW_USAGE * min(grid.codebook_size, images * grid.height * grid.width):
             lines.append(
-                f"warning: level {shape.name} uses {used} of its {shape.codebook_size} codes on the held-out images: "
+                f"warning: level {grid.name} uses {used} of its {grid.codebook_size} codes on the held-out images: "
                 f"begin anew with a larger autoencoder.continuous_steps (now {config.continuous_steps}), a smaller "
                 f"autoencoder.revival_window_images (now {config.revival_window_images}), a lower "
                 f"stage1.learning_rate, or a smaller codebook_size"

@@ -72,8 +72,8 @@ def _rows(
     ours, limit = seconds.values()
     shared = conditions(what, config.images.height_width, len(images), accelerator.mixed_precision, accelerator.device)
     return [
-        {**shared, "way": way, "images_per_second": len(images) / seconds[way]} | figures
-        for way, figures in zip(ways, ({"share_of_limit": limit / ours, "peak_memory_gib": memory}, {}), strict=True)
+        {**shared, "way": way, "images_per_second": len(images) / seconds[way]} | metrics
+        for way, metrics in zip(ways, ({"share_of_limit": limit / ours, "peak_memory_gib": memory}, {}), strict=True)
     ]
 
 
@@ -98,8 +98,8 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
     objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
     optimiser = build_optimiser(autoencoder, objective.rate_factors, objective.betas)
     set_rate(optimiser, config.stage1.learning_rate)
-    places = torch.arange(len(images), device=accelerator.device)
-    batch = ImageBatch(images, torch.zeros_like(places), places, places)
+    indices = torch.arange(len(images), device=accelerator.device)
+    batch = ImageBatch(images, torch.zeros_like(indices), indices, indices)
     applied = torch.tensor(True, device=accelerator.device)
     steps = itertools.count(objective.start_step)
 

@@ -12,7 +12,7 @@ from vqvae2.benchmarks.timing import seconds_per_call
 from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.store import CodeStore
 from vqvae2.codes.writer import CodeWriter
-from vqvae2.config import Config, LevelShape, level_shapes
+from vqvae2.config import Config, LevelGrid, level_grids
 from vqvae2.images.decode import read_image
 
 PHOTOGRAPHS = {"256x256 JPEG": (256, 256), "3-megapixel JPEG": (2048, 1536)}  # (width, height)
@@ -39,7 +39,7 @@ def measure_images(config: Config, repetitions: int) -> list[Row]:
 
 def measure_codes(config: Config, repetitions: int) -> list[Row]:
     """Records a second that one process reads in random order, and the bytes that an image takes on disk."""
-    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "codes.lmdb"
         writer = CodeWriter(path, Header(shapes, [], RECORDS, "no", ""))
@@ -58,7 +58,7 @@ def measure_codes(config: Config, repetitions: int) -> list[Row]:
     ]
 
 
-def _record(shapes: list[LevelShape], index: int) -> Codes:
+def _record(shapes: list[LevelGrid], index: int) -> Codes:
     codes = {x.name: torch.randint(x.codebook_size, (x.height, x.width)) for x in shapes}
     return Codes(codes, -1, f"class/image_{index:08d}.jpg")
 

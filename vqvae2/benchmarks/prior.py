@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
-from vqvae2.config import Config, LevelShape, level_shapes
+from vqvae2.config import Config, LevelGrid, level_grids
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Cache, Prior
-from vqvae2.prior.sampling import capture, draw
+from vqvae2.prior.sampling import capture, sample_categorical
 from vqvae2.run.launch import start_accelerator
 from vqvae2.run.precision import widest_float
 from vqvae2.training.optimiser import build_optimiser, set_rate
@@ -41,7 +41,7 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
         seconds = seconds_per_call({"step": step, "product": product}, accelerator.device, repetitions)
         rate = counter.get_total_flops() / seconds["step"]
         limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
-        grid = (prior.shape.height, prior.shape.width)
+        grid = (prior.grid.height, prior.grid.width)
         shared = conditions("prior", grid, train.batch_size, accelerator.mixed_precision, accelerator.device)
         rows += [
             {
@@ -93,17 +93,17 @@ def _together(of_levels: list[Row]) -> list[Row]:
 
 def new_prior(config: Config, level: str, side: int | None = None) -> Prior:
     """An untrained prior of a level; with `side` its grid is a square of that many codes, the coarser ones to match."""
-    shapes = level_shapes(config.autoencoder.levels, config.images.height_width)
+    shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     if side is not None:
         finest = shapes[-1]
         shapes = [
-            LevelShape(x.name, x.height * side // finest.height, x.width * side // finest.width, x.codebook_size)
+            LevelGrid(x.name, x.height * side // finest.height, x.width * side // finest.width, x.codebook_size)
             for x in shapes
         ]
     return build_prior(config.priors[level], shapes, level, CLASSES, config.seed)
 
 
-def _random_codes(shapes: list[LevelShape], batch: int, device: torch.device) -> dict[str, Tensor]:
+def _random_codes(shapes: list[LevelGrid], batch: int, device: torch.device) -> dict[str, Tensor]:
     return {x.name: torch.randint(x.codebook_size, (batch, x.height, x.width), device=device) for x in shapes}
 
 
@@ -111,9 +111,9 @@ def _training_step(prior: Prior, batch_size: int, rate: float, accelerator: Acce
     objective = PriorObjective(prior, batch_size, seed=0)
     optimiser = build_optimiser(prior, objective.rate_factors, objective.betas)
     set_rate(optimiser, rate)
-    places = torch.arange(batch_size, device=accelerator.device)
-    codes = _random_codes([*prior.coarser, prior.shape], batch_size, accelerator.device)
-    batch = CodeBatch(codes, places % CLASSES, places)
+    indices = torch.arange(batch_size, device=accelerator.device)
+    codes = _random_codes([*prior.coarser, prior.grid], batch_size, accelerator.device)
+    batch = CodeBatch(codes, indices % CLASSES, indices)
 
     def step() -> None:
         with accelerator.autocast():
@@ -138,43 +138,43 @@ def _sampling_rows(
 ) -> list[Row]:
     """Seconds a code, drawn from the cache in the middle of the grid, and if wanted by a pass over the whole grid."""
     device = accelerator.device
-    height, width = prior.shape.height, prior.shape.width
-    drawn_rows = range(height // 2, min(height, height // 2 + SAMPLED_ROWS))
+    height, width = prior.grid.height, prior.grid.width
+    sampled_rows = range(height // 2, min(height, height // 2 + SAMPLED_ROWS))
     coarser = _random_codes(prior.coarser, batch, device) or None
     labels = torch.zeros(batch, dtype=torch.long, device=device)
-    codes = _random_codes([prior.shape], batch, device)[prior.shape.name]
+    codes = _random_codes([prior.grid], batch, device)[prior.grid.name]
     uniforms = torch.rand(batch, dtype=widest_float(device), device=device)
     with torch.inference_mode():
         cache = Cache(prior, batch, coarser, labels)
         cache.begin_row(0)
 
-        def draw_next() -> None:
-            cache.write(draw(cache.logits(), uniforms))
+        def sample_next() -> None:
+            cache.write(sample_categorical(cache.logits(), uniforms))
 
         if device.type == "cuda":
-            draw_next = capture(draw_next)
+            sample_next = capture(sample_next)
 
     @torch.inference_mode()
     def cached() -> None:
-        for row in drawn_rows:
+        for row in sampled_rows:
             cache.begin_row(row)
             for _ in range(width):
-                draw_next()
+                sample_next()
 
     @torch.inference_mode()
     def whole() -> None:
-        draw(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms)
+        sample_categorical(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms)
 
     ways = {"cached": cached, "whole passes": whole} if whole_passes else {"cached": cached}
-    drawn = {"cached": len(drawn_rows) * width, "whole passes": 1}
+    sampled = {"cached": len(sampled_rows) * width, "whole passes": 1}
     seconds = seconds_per_call(ways, device, repetitions)
     shared = conditions("sample", (height, width), batch, str(next(prior.parameters()).dtype)[6:], device)
     return [
         {
             **shared,
-            "way": f"{way}, {prior.shape.name}",
-            "seconds_per_code": seconds[way] / drawn[way],
-            "images_per_hour": 3600 * batch * drawn[way] / (seconds[way] * height * width),
+            "way": f"{way}, {prior.grid.name}",
+            "seconds_per_code": seconds[way] / sampled[way],
+            "images_per_hour": 3600 * batch * sampled[way] / (seconds[way] * height * width),
         }
         for way in ways
     ]

@@ -11,11 +11,11 @@ from vqvae2.errors import UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.environment import device_name
 
-Row = dict[str, Any]  # figures by name; what a row has no figure for it leaves out
+Row = dict[str, Any]  # metrics by name; what a row has no figure for it leaves out
 
 
 def conditions(what: str, height_width: tuple[int, int], batch_size: int, precision: str, device: torch.device) -> Row:
-    """What every row says: under which conditions its figures were taken."""
+    """What every row says: under which conditions its metrics were taken."""
     height, width = height_width
     return {
         "what": what,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae2.config import LevelShape
+from vqvae2.config import LevelGrid
 from vqvae2.errors import UserError
 
 FORMAT = "vqvae2 codes"
@@ -51,7 +51,7 @@ class Header:
         autoencoder_sha256: of the weights that made the codes.
     """
 
-    levels: list[LevelShape]
+    levels: list[LevelGrid]
     classes: list[str]
     count: int
     precision: str
@@ -59,7 +59,7 @@ class Header:
 
     def to_json(self) -> bytes:
         """As stored."""
-        levels = [shape._asdict() for shape in self.levels]
+        levels = [grid._asdict() for grid in self.levels]
         return json.dumps(
             {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "levels": levels}
         ).encode()
@@ -81,7 +81,7 @@ class Header:
                 f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: "
                 "delete it and run stage 2 again"
             )
-        return Header(**{**fields, "levels": [LevelShape(**shape) for shape in fields["levels"]]})
+        return Header(**{**fields, "levels": [LevelGrid(**grid) for grid in fields["levels"]]})
 
 
 def code_type(codebook_size: int) -> np.dtype:
@@ -89,7 +89,7 @@ def code_type(codebook_size: int) -> np.dtype:
     return np.min_scalar_type(codebook_size - 1).newbyteorder("<")
 
 
-def pack(record: Codes, levels: list[LevelShape]) -> bytes:
+def pack(record: Codes, levels: list[LevelGrid]) -> bytes:
     """A record as bytes."""
     name = record.name.encode("utf-8", "surrogateescape")
     arrays = [record.codes[x.name].cpu().numpy().astype(code_type(x.codebook_size)) for x in levels]
@@ -97,7 +97,7 @@ def pack(record: Codes, levels: list[LevelShape]) -> bytes:
     return struct.pack("<I", zlib.crc32(body)) + body
 
 
-def unpack(content: bytes, levels: list[LevelShape]) -> Codes:
+def unpack(content: bytes, levels: list[LevelGrid]) -> Codes:
     """Bytes as a record; a ValueError where they are damaged."""
     if len(content) < PREFIX.size:
         raise ValueError("too short")

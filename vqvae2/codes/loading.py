@@ -16,7 +16,7 @@ class CodeBatch(NamedTuple):
 
     codes: dict[str, Tensor]
     labels: Tensor
-    positions: Tensor
+    batch_indices: Tensor
 
 
 class _Records(Dataset):
@@ -25,13 +25,13 @@ class _Records(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[dict[str, Tensor], int, int]:
         record = self.store[item.index]
-        return record.codes, record.label, item.position
+        return record.codes, record.label, item.batch_index
 
 
 def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
-    codes, labels, positions = zip(*items, strict=True)
+    codes, labels, batch_indices = zip(*items, strict=True)
     stacked = {name: torch.stack([x[name] for x in codes]) for name in codes[0]}
-    return CodeBatch(stacked, torch.tensor(labels), torch.tensor(positions))
+    return CodeBatch(stacked, torch.tensor(labels), torch.tensor(batch_indices))
 
 
 def load_code_batches(store: CodeStore, order: Iterable[list[Item]]) -> Iterator[CodeBatch]:

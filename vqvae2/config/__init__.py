@@ -9,14 +9,14 @@ from vqvae2.config.fields import (
     EvaluationConfig,
     ImagesConfig,
     LevelConfig,
-    LevelShape,
+    LevelGrid,
     MixedPrecision,
     PriorConfig,
     Stage2Config,
     TrainConfig,
     as_dict,
     compression_ratio,
-    level_shapes,
+    level_grids,
 )
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "EvaluationConfig",
     "ImagesConfig",
     "LevelConfig",
-    "LevelShape",
+    "LevelGrid",
     "MixedPrecision",
     "PriorConfig",
     "Stage2Config",
@@ -35,6 +35,6 @@ __all__ = [
     "check",
     "completed",
     "compression_ratio",
-    "level_shapes",
+    "level_grids",
     "local_batch_size",
 ]

@@ -238,7 +238,7 @@ class Config:
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
 
 
-class LevelShape(NamedTuple):
+class LevelGrid(NamedTuple):
     """The grid of codes of one level."""
 
     name: str
@@ -247,17 +247,17 @@ class LevelShape(NamedTuple):
     codebook_size: int
 
 
-def level_shapes(levels: list[LevelConfig], height_width: tuple[int, int]) -> list[LevelShape]:
+def level_grids(levels: list[LevelConfig], height_width: tuple[int, int]) -> list[LevelGrid]:
     """The grids of codes that an image of `height_width` pixels has, coarsest first."""
     height, width = height_width
-    return [LevelShape(x.name, height // x.stride, width // x.stride, x.codebook_size) for x in levels]
+    return [LevelGrid(x.name, height // x.stride, width // x.stride, x.codebook_size) for x in levels]
 
 
 def compression_ratio(autoencoder: AutoencoderConfig, height_width: tuple[int, int]) -> float:
     """How many times smaller the codes of an image are than its 24-bit pixels, at log2 K bits a code."""
     height, width = height_width
     code_bits = sum(
-        x.height * x.width * math.log2(x.codebook_size) for x in level_shapes(autoencoder.levels, height_width)
+        x.height * x.width * math.log2(x.codebook_size) for x in level_grids(autoencoder.levels, height_width)
     )
     return 24 * height * width / code_bits
 

@@ -36,7 +36,7 @@ class LabelledBatch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    positions: Tensor
+    batch_indices: Tensor
 
 
 class Classifier(nn.Module):
@@ -76,7 +76,7 @@ class ClassifierObjective(WeightsObjective):
     def loss(self, model: nn.Module, batch: LabelledBatch, step: int) -> Loss:
         images = batch.images
         if self.flip:
-            mirrored = self.uniforms("flip", batch.positions, step) < 0.5
+            mirrored = self.uniforms("flip", batch.batch_indices, step) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         logits = model(images).logits.float()
         loss = F.cross_entropy(logits, batch.labels)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqvae2.config import Config, as_dict, local_batch_size
-from vqvae2.evaluation import figures, inception, pictures
+from vqvae2.evaluation import inception, metrics, pictures
 from vqvae2.evaluation.classifier import Classifier, Seen
 from vqvae2.evaluation.fidelity import nearest
 from vqvae2.evaluation.parts import found, part_dir
@@ -56,15 +56,15 @@ def evaluate(config: Config) -> Path:
 
 
 def judge(subject: Subject) -> dict[str, Any]:
-    """All figures of evaluation.json, the same on every process."""
+    """All metrics of evaluation.json, the same on every process."""
     config, accelerator = subject.config.evaluation, subject.accelerator
     if not lpips_weights_are_there():
         accelerator.print(f"{lpips_weights()}: not the official file, so LPIPS is left out: get it from {LPIPS_URL}")
 
     directory = part_dir(subject.directory, "reconstruction", subject.made_of(), accelerator)
-    judged = found(directory, lambda: figures.reconstruction(subject), accelerator)
+    judged = found(directory, lambda: metrics.reconstruction(subject), accelerator)
     directory = part_dir(subject.directory, "likelihood", subject.made_of(priors=True), accelerator)
-    judged["likelihood"] = found(directory, lambda: figures.likelihood(subject), accelerator)
+    judged["likelihood"] = found(directory, lambda: metrics.likelihood(subject), accelerator)
 
     # An image never depends on how many are sampled: fewer are taken from those that are there, more are added.
     directory = part_dir(subject.directory, "samples", subject.made_of(*CONTROLS, priors=True), accelerator)
@@ -105,7 +105,7 @@ def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
     for name, (count, batches, made_of) in kinds.items():
         part = REAL_CLASSIFIER if name == "real" else f"classifier_{name}"
         directory = part_dir(subject.directory, part, made_of, subject.accelerator)
-        classifiers[name] = figures.trained_classifier(subject, name, count, batches, directory)
+        classifiers[name] = metrics.trained_classifier(subject, name, count, batches, directory)
     return classifiers
 
 
@@ -130,20 +130,20 @@ def compare(subject: Subject, written: Written, classifiers: dict[str, Classifie
         classifier = classifiers["real"]
         seen = _seen(subject, written, windows, classifier)
         resize = f"bilinear with antialiasing to {classifier.size}x{classifier.size}"
-        fidelity["classifier_features"] = {**figures.distances(**seen), "resize": resize}
-        rejection = figures.rejection(seen["samples"], written.labels, seen["real"])
+        fidelity["classifier_features"] = {**metrics.distances(**seen), "resize": resize}
+        rejection = metrics.rejection(seen["samples"], written.labels, seen["real"])
         neighbours = nearest(seen["samples"].features, seen["real"].features, pictures.NEIGHBOURS)
-        accuracies = {name: figures.accuracy(subject, x) for name, x in classifiers.items()}
+        accuracies = {name: metrics.accuracy(subject, x) for name, x in classifiers.items()}
         told = seen["samples"].logits.argmax(1) == written.labels
         accuracies |= {"samples_recognised": told.double().mean().item(), "classes": len(subject.classes)}
     if why := inception.missing_weights():
         accelerator.print(why)
     else:
         seen = _seen(subject, written, windows, inception.Inception(accelerator.device))
-        fidelity["inception"] = {**figures.distances(**seen), "resize": inception.RESIZE}
+        fidelity["inception"] = {**metrics.distances(**seen), "resize": inception.RESIZE}
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
-            pictures.draw_all(subject, written, windows["real"], neighbours, directory)
+            pictures.save_all(subject, written, windows["real"], neighbours, directory)
     return {"fidelity": fidelity, "classification_accuracy": accuracies, "rejection": rejection}
 
 
@@ -152,7 +152,7 @@ def _controls(subject: Subject) -> dict[str, Any]:
 
 
 def _seen(
-    subject: Subject, written: Written, windows: dict[str, list[int]], network: figures.Network
+    subject: Subject, written: Written, windows: dict[str, list[int]], network: metrics.Network
 ) -> dict[str, Seen]:
     """What a network sees in training images, in held-out ones, in reconstructions of these, and in samples."""
     sets = {
@@ -163,8 +163,8 @@ def _seen(
     seen = {}
     for name, (images, window) in sets.items():
         mine = subject.in_order(share_of(window, subject.accelerator))
-        seen[name] = figures.see(subject, network, subject.real(images, mine), len(window))
+        seen[name] = metrics.see(subject, network, subject.real(images, mine), len(window))
     window = windows["held_out"]
     mine = subject.in_order(share_of(window, subject.accelerator))
-    seen["reconstructions"] = figures.see(subject, network, subject.decoded("validation", mine), len(window))
+    seen["reconstructions"] = metrics.see(subject, network, subject.decoded("validation", mine), len(window))
     return seen

@@ -27,7 +27,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float | None:
 
 
 def fidelity(samples: Seen, real: Seen) -> dict[str, float | None]:
-    """Figures of samples against real images.
+    """Metrics of samples against real images.
 
     Returns:
         fid: Frechet distance, of all images.
@@ -54,8 +54,8 @@ def fidelity(samples: Seen, real: Seen) -> dict[str, float | None]:
 
 def precision_and_recall(samples: Tensor, real: Tensor) -> dict[str, float]:
     """precision: share of the samples (N, F) within reach of a real image; recall: the other way round."""
-    figures = prc_features_to_metric(samples, real, prc_neighborhood=NEIGHBOURS, verbose=False)
-    return {name: figures[name] for name in ("precision", "recall")}
+    metrics = prc_features_to_metric(samples, real, prc_neighborhood=NEIGHBOURS, verbose=False)
+    return {name: metrics[name] for name in ("precision", "recall")}
 
 
 def nearest(features: Tensor, others: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ def missing_weights() -> str | None:
     """Why Inception cannot be used, and what to do; None where it can."""
     path = weights_path()
     if not path.exists():
-        return f"{path}: not there, so figures in Inception's features are left out: get it from {URL_INCEPTION_V3}"
+        return f"{path}: not there, so metrics in Inception's features are left out: get it from {URL_INCEPTION_V3}"
     if sha256(path) != OFFICIAL_SHA256:
         return f"{path}: not the official file, so it is not read: delete it and get {URL_INCEPTION_V3}"
     return None
@@ -39,6 +39,6 @@ class Inception:
         ).to(device)
 
     def __call__(self, images: Tensor) -> Seen:
-        """uint8 (B, C, H, W) -> what it sees in them, in float32 as published figures are: bf16 moves the features."""
+        """uint8 (B, C, H, W) -> what it sees in them, in float32 as published metrics are: bf16 moves the features."""
         with torch.autocast(images.device.type, enabled=False):
             return Seen(*self.network(images.expand(-1, 3, -1, -1)))

@@ -44,19 +44,19 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    """The figures of a part: as its figures.json holds them, else computed by all processes and written by the first.
+    """The metrics of a part: as its figures.json holds them, else computed by all processes and written by the first.
 
     Args:
         directory: of the part.
-        compute: the figures; what the first process returns counts.
+        compute: the metrics; what the first process returns counts.
         accelerator: of the processes.
     """
     path = directory / "figures.json"
     known = path.exists()
     accelerator.wait_for_everyone()  # before anyone writes it
     if not known:
-        figures = compute()
+        metrics = compute()
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
-                write_atomically(path, json.dumps(figures, indent=2).encode())
+                write_atomically(path, json.dumps(metrics, indent=2).encode())
     return json.loads(path.read_text())

@@ -18,7 +18,7 @@ TEMPERATURES = (0.7, 0.85, 1.0, 1.15)
 NEIGHBOURS = 3
 
 
-def draw_all(subject: Subject, written: Written, real: list[int], neighbours: Tensor | None, directory: Path) -> None:
+def save_all(subject: Subject, written: Written, real: list[int], neighbours: Tensor | None, directory: Path) -> None:
     """Write the pictures of a report into `directory`.
 
     Args:

@@ -1,4 +1,4 @@
-"""The finished run that is judged, with everything that its figures are taken from."""
+"""The finished run that is judged, with everything that its metrics are taken from."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Subject:
         return self.trained.classes
 
     def made_of(self, *sections: str, priors: bool = False) -> dict[str, Any]:
-        """What figures depend on: the autoencoder's weights, the images' section, the seed, and sections of ours."""
+        """What metrics depend on: the autoencoder's weights, the images' section, the seed, and sections of ours."""
         given = as_dict(self.config)
         made_of = {"autoencoder": self.trained.sha256, "images": given["images"], "seed": given["seed"]}
         for name in ("root", "validation_root", "workers"):  # may change, as they do when a stage is resumed
@@ -93,12 +93,12 @@ class Subject:
     def real(self, images: ImageSet, order: Iterable[list[Item]]) -> Iterator[LabelledBatch]:
         """Batches of images as they are."""
         for batch in load_batches(images, order, min(self.config.images.workers, 2)):
-            yield LabelledBatch(batch.images, batch.labels, batch.positions)
+            yield LabelledBatch(batch.images, batch.labels, batch.batch_indices)
 
     def decoded(self, part: str, order: Iterable[list[Item]]) -> Iterator[LabelledBatch]:
         """Batches of what the codes of `train` or `validation` decode to."""
         for batch in load_code_batches(self.codes[part], order):
-            yield LabelledBatch(self.decode(batch.codes), batch.labels, batch.positions)
+            yield LabelledBatch(self.decode(batch.codes), batch.labels, batch.batch_indices)
 
     @torch.no_grad()
     def decode(self, codes: dict[str, Tensor]) -> Tensor:

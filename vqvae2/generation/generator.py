@@ -79,7 +79,7 @@ class Generator:
 
     @cached_property
     def _priors(self) -> dict[str, TrainedPrior]:
-        priors = {shape.name: load_prior(self.run_dir, shape.name, self._trained) for shape in self._trained.shapes}
+        priors = {grid.name: load_prior(self.run_dir, grid.name, self._trained) for grid in self._trained.grids}
         for prior in priors.values():
             prior.module.to(self.device)
         return priors
@@ -203,7 +203,7 @@ class Generator:
     def kept_region(self, images: Tensor, keep: str) -> dict[str, Kept]:
         """The codes inside a region, for `sample`; arguments as for `complete`."""
         size = self._trained.height_width
-        return keep_region(self.encode(images), self._trained.shapes, parse_region(keep, size), size)
+        return keep_region(self.encode(images), self._trained.grids, parse_region(keep, size), size)
 
     def kept_coarser(self, images: Tensor, level: str) -> dict[str, Kept]:
         """The codes of the levels coarser than `level`, for `sample`."""
@@ -224,8 +224,8 @@ class Generator:
     ) -> Tensor:
         codes: dict[str, Tensor] = {}
         for name, prior in self._sampling_priors.items():
-            positions = prior.shape.height * prior.shape.width
-            uniforms = torch.stack([image_uniforms(seed, i, name, positions) for i in indices])
+            num_positions = prior.grid.height * prior.grid.width
+            uniforms = torch.stack([image_uniforms(seed, i, name, num_positions) for i in indices])
             uniforms = uniforms.to(self.device, widest_float(self.device))
             codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], kept.get(name), progress)
         return self.decode(codes)

@@ -123,7 +123,7 @@ def write_samples(
         for batch in batches[state.process_index :: state.num_processes]
         if not all(paths[i].exists() for i in batch)
     ]
-    codes = sum(prior.shape.height * prior.shape.width for prior in generator.priors.values())
+    codes = sum(prior.grid.height * prior.grid.width for prior in generator.priors.values())
     bar = tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process)
     with refusals_reach_all(state), bar, StopRequests() as requests:
         for batch in mine:

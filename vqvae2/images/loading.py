@@ -25,13 +25,13 @@ class ImageBatch(NamedTuple):
     Attributes:
         images: uint8 (B, C, H, W).
         labels: int64 (B,).
-        positions: each image's place in the global batch, int64 (B,).
+        batch_indices: each image's place in the global batch, int64 (B,).
         indices: which images of the set they are, int64 (B,).
     """
 
     images: Tensor
     labels: Tensor
-    positions: Tensor
+    batch_indices: Tensor
     indices: Tensor
 
 
@@ -65,7 +65,7 @@ class _Loaded(Dataset):
             except UserError as error:  # raised in a worker it would reach the user as that worker's traceback
                 failures.append(str(error))
                 continue
-            return (image, self.images.labels[index], item.position, index), failures
+            return (image, self.images.labels[index], item.batch_index, index), failures
         return None, failures
 
     def _load(self, index: int, item: Item) -> Tensor:
@@ -85,7 +85,7 @@ def _crop(augmentation: Augmentation, item: Item) -> Crop | None:
 
 
 def _uniforms(augmentation: Augmentation, what: str, item: Item, count: int) -> list[float]:
-    return torch.rand(count, generator=keyed_generator(augmentation.seed, what, item.step, item.position)).tolist()
+    return torch.rand(count, generator=keyed_generator(augmentation.seed, what, item.step, item.batch_index)).tolist()
 
 
 def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, list[str]]:
@@ -93,8 +93,8 @@ def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, lis
     loaded = [item for item, _ in items]
     if None in loaded:
         return None, failures
-    images, labels, positions, indices = zip(*loaded, strict=True)
-    return ImageBatch(torch.stack(images), *(torch.tensor(x) for x in (labels, positions, indices))), failures
+    images, labels, batch_indices, indices = zip(*loaded, strict=True)
+    return ImageBatch(torch.stack(images), *(torch.tensor(x) for x in (labels, batch_indices, indices))), failures
 
 
 def load_batches(

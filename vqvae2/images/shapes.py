@@ -8,8 +8,10 @@ from PIL import Image, ImageDraw
 from vqvae2.run.seeding import derive_seed
 
 CLASSES = ("circle", "crescent", "cross", "heart", "ring", "square", "star", "triangle")
-GROUNDS = np.array([(0.85, 0.80, 0.70), (0.60, 0.75, 0.85), (0.80, 0.65, 0.75), (0.65, 0.80, 0.60), (0.70, 0.70, 0.75)])
-FIGURES = np.array(
+GROUND_COLOURS = np.array(
+    [(0.85, 0.80, 0.70), (0.60, 0.75, 0.85), (0.80, 0.65, 0.75), (0.65, 0.80, 0.60), (0.70, 0.70, 0.75)]
+)
+SHAPE_COLOURS = np.array(
     [
         (0.80, 0.15, 0.15),
         (0.10, 0.35, 0.15),
@@ -22,16 +24,16 @@ FIGURES = np.array(
 SUPERSAMPLING = 4  # the outline is drawn this many times larger and averaged down
 
 
-def draw(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]) -> Image.Image:
+def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]) -> Image.Image:
     """An RGB picture of one shape of class `label`; everything else about it is drawn from `key`."""
     random = np.random.default_rng(derive_seed("shapes", *key))
     height, width = height_width
     coverage = _coverage(CLASSES[label], random, height, width)[..., None]
-    ground_colour = GROUNDS[random.integers(len(GROUNDS))] + random.uniform(-0.04, 0.04, 3)
-    figure_colour = FIGURES[random.integers(len(FIGURES))] + random.uniform(-0.04, 0.04, 3)
+    ground_colour = GROUND_COLOURS[random.integers(len(GROUND_COLOURS))] + random.uniform(-0.04, 0.04, 3)
+    shape_colour = SHAPE_COLOURS[random.integers(len(SHAPE_COLOURS))] + random.uniform(-0.04, 0.04, 3)
     ground = _texture(random, height, width, ground_colour, strength=0.08)
-    figure = _texture(random, height, width, figure_colour, strength=0.05)
-    pixels = ground + coverage * (figure - ground)
+    shape = _texture(random, height, width, shape_colour, strength=0.05)
+    pixels = ground + coverage * (shape - ground)
     return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
 

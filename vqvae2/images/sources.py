@@ -13,7 +13,7 @@ from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop, read_image, to_tensor
 from vqvae2.images.folder import Listing, list_images, split
-from vqvae2.images.shapes import CLASSES, draw
+from vqvae2.images.shapes import CLASSES, render
 
 SHAPES_TRAIN = 20_000
 SHAPES_VALIDATION = 512
@@ -37,8 +37,8 @@ class DrawnShapes:
     part: str
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
-        drawn = draw((self.seed, self.part, index), index % len(CLASSES), self.config.height_width)
-        return to_tensor(drawn, self.config.height_width, self.config.channels, crop=crop)
+        rendered = render((self.seed, self.part, index), index % len(CLASSES), self.config.height_width)
+        return to_tensor(rendered, self.config.height_width, self.config.channels, crop=crop)
 
 
 @dataclass(frozen=True)

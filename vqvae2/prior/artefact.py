@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder
-from vqvae2.config import LevelShape, PriorConfig, as_dict, completed
+from vqvae2.config import LevelGrid, PriorConfig, as_dict, completed
 from vqvae2.errors import UserError
 from vqvae2.prior.prior import Prior
 from vqvae2.run.directory import stage_dir
@@ -32,12 +32,12 @@ def prior_dir(run_dir: str | Path, names: list[str], level: str) -> Path:
     return stage_dir(run_dir, 3) if level == names[0] else stage_dir(run_dir, 4, level)
 
 
-def build_prior(config: PriorConfig, shapes: list[LevelShape], level: str, num_classes: int, seed: int) -> Prior:
-    """A new prior of `level`, conditioned on all levels before it in `shapes`, with weights drawn from the seed."""
-    index = [shape.name for shape in shapes].index(level)
+def build_prior(config: PriorConfig, grids: list[LevelGrid], level: str, num_classes: int, seed: int) -> Prior:
+    """A new prior of `level`, conditioned on all levels before it in `grids`, with weights drawn from the seed."""
+    index = [grid.name for grid in grids].index(level)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Prior(config, shapes[index], shapes[:index], num_classes)
+        return Prior(config, grids[index], grids[:index], num_classes)
 
 
 def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, A
     return {
         "kind": "prior",
         "model": model,
-        "level": prior.shape._asdict(),
-        "coarser": [shape._asdict() for shape in prior.coarser],
+        "level": prior.grid._asdict(),
+        "coarser": [grid._asdict() for grid in prior.coarser],
         "classes": autoencoder.classes,
         "class_frequencies": autoencoder.class_frequencies,
         "autoencoder_sha256": autoencoder.sha256,
@@ -61,7 +61,7 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
     Raises:
         UserError: its stage has not finished, or another autoencoder's codes made it.
     """
-    names = [shape.name for shape in autoencoder.shapes]
+    names = [grid.name for grid in autoencoder.grids]
     directory = prior_dir(run_dir, names, level)
     made_by = "pipelines/stage3.py" if level == names[0] else f"pipelines/stage4.py --level {level}"
     description = read_description(directory, made_by)
@@ -74,8 +74,8 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
     weights = read_weights(directory, description, made_by)
     module = Prior(
         PriorConfig(**completed({"priors": {level: description["model"]}})["priors"][level]),
-        LevelShape(**description["level"]),
-        [LevelShape(**shape) for shape in description["coarser"]],
+        LevelGrid(**description["level"]),
+        [LevelGrid(**grid) for grid in description["coarser"]],
         len(description["classes"]),
     )
     load_weights(module, weights, path)

@@ -12,8 +12,8 @@ class CausalAttention(nn.Module):
     """Multi-head attention: queries from the horizontal stack, keys and values from that stack and the codes.
 
     A key that holds a code may only be seen by later positions, so keys and values
-    stand one place later than what they are made of, in raster order, and a learned
-    vector stands in the first place: position p then attends to places 0..p.
+    stand one position later than what they are made of, in raster order, and a learned
+    vector stands at position 0: position p then attends to positions 0..p.
 
     Dropout hides a value of a head from all queries alike, not from each by itself: the sum is as that of dropped
     attention weights, but no matrix of positions by positions is drawn, and the fused kernels serve.
@@ -43,13 +43,13 @@ class CausalAttention(nn.Module):
         attended = rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=height, w=width)
         return horizontal + self.dropout(self.out(attended))
 
-    def start(self, batch: int, positions: int) -> "AttentionState":
-        """Buffers for drawing `batch` grids of `positions` codes."""
+    def start(self, batch: int, num_positions: int) -> "AttentionState":
+        """Buffers for drawing `batch` grids of `num_positions` codes."""
         weight = self.query.weight
         channels = weight.shape[0]
         # at least float32: with a single query bf16 attention takes five times as long on a CPU
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        keys_values = weight.new_zeros(2, batch, self.heads, positions, channels // self.heads, dtype=dtype)
+        keys_values = weight.new_zeros(2, batch, self.heads, num_positions, channels // self.heads, dtype=dtype)
         return AttentionState(keys_values, known=weight.new_empty(batch, 2 * channels))
 
     def begin(self, state: "AttentionState") -> None:
@@ -64,7 +64,7 @@ class CausalAttention(nn.Module):
         Args:
             state: this layer's buffers.
             position: in raster order, int64 (1,).
-            seen: which of the first places are attended to, bool (1, places).
+            seen: which of the first positions are attended to, bool (1, positions).
             horizontal: the stack at this position.
         """
         batch, channels = horizontal.shape

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.blocks import ResidualBlock
-from vqvae2.config import LevelShape
+from vqvae2.config import LevelGrid
 
 
 class CoarserCodes(nn.Module):
@@ -18,19 +18,19 @@ class CoarserCodes(nn.Module):
 
     def __init__(
         self,
-        coarser: list[LevelShape],
-        finer: LevelShape,
+        coarser: list[LevelGrid],
+        finer: LevelGrid,
         channels: int,
         residual_channels: int,
         layers: int,
         dropout: float,
     ):
         super().__init__()
-        self.names = [shape.name for shape in coarser]
-        self.embeddings = nn.ModuleList(nn.Embedding(shape.codebook_size, channels) for shape in coarser)
+        self.names = [grid.name for grid in coarser]
+        self.embeddings = nn.ModuleList(nn.Embedding(grid.codebook_size, channels) for grid in coarser)
         targets = [*coarser[1:], finer]
         self.enlarge = nn.ModuleList(
-            _enlarge(channels, target.height // shape.height) for shape, target in zip(coarser, targets, strict=True)
+            _enlarge(channels, target.height // grid.height) for grid, target in zip(coarser, targets, strict=True)
         )
         blocks = [nn.Sequential(ResidualBlock(channels, residual_channels), nn.Dropout(dropout)) for _ in range(layers)]
         self.blocks = nn.Sequential(*blocks)

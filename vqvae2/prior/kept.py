@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae2.config import LevelShape
+from vqvae2.config import LevelGrid
 from vqvae2.errors import UserError
 
 HALVES = ("top", "bottom", "left", "right")
@@ -45,7 +45,7 @@ def parse_region(text: str, height_width: tuple[int, int]) -> tuple[int, int, in
 
 
 def keep_region(
-    codes: dict[str, Tensor], shapes: list[LevelShape], box: tuple[int, int, int, int], height_width: tuple[int, int]
+    codes: dict[str, Tensor], grids: list[LevelGrid], box: tuple[int, int, int, int], height_width: tuple[int, int]
 ) -> dict[str, Kept]:
     """Keep the codes whose pixels all lie in the box (left, upper, right, lower).
 
@@ -54,13 +54,13 @@ def keep_region(
     """
     left, upper, right, lower = box
     kept = {}
-    for shape in shapes:
-        stride = height_width[0] // shape.height
-        rows, columns = torch.arange(shape.height) * stride, torch.arange(shape.width) * stride
+    for grid in grids:
+        stride = height_width[0] // grid.height
+        rows, columns = torch.arange(grid.height) * stride, torch.arange(grid.width) * stride
         inside_rows = (rows >= upper) & (rows + stride <= lower)
         inside_columns = (columns >= left) & (columns + stride <= right)
-        kept[shape.name] = Kept(codes[shape.name], inside_rows[:, None] & inside_columns)
-    coarsest = shapes[0]
+        kept[grid.name] = Kept(codes[grid.name], inside_rows[:, None] & inside_columns)
+    coarsest = grids[0]
     if not kept[coarsest.name].mask.any():
         stride = height_width[0] // coarsest.height
         raise UserError(

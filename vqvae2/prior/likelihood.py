@@ -15,8 +15,8 @@ from vqvae2.training.window import share_of
 
 def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Negative log-likelihood in nats of the codes of `prior`'s level, (B, H, W); `model`: it, wrapped or not."""
-    own = codes[prior.shape.name]
-    coarser = {shape.name: codes[shape.name] for shape in prior.coarser} or None
+    own = codes[prior.grid.name]
+    coarser = {grid.name: codes[grid.name] for grid in prior.coarser} or None
     logits = model(own, coarser, labels)
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, own, reduction="none")
 

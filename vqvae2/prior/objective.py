@@ -16,11 +16,11 @@ class PriorObjective(WeightsObjective):
     betas = BETAS
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        labels = self._drop_labels(batch.labels, batch.positions, step)
+        labels = self._drop_labels(batch.labels, batch.batch_indices, step)
         nll = code_nll(model, self.module, batch.codes, labels).mean()
         return Loss(nll, {"nats_per_code": nll.detach()})
 
-    def _drop_labels(self, labels: Tensor, positions: Tensor, step: int) -> Tensor:
+    def _drop_labels(self, labels: Tensor, batch_indices: Tensor, step: int) -> Tensor:
         """Hide a share of the labels, by each image's place in the global batch."""
-        hidden = self.uniforms("label dropout", positions, step) < self.module.config.label_dropout
+        hidden = self.uniforms("label dropout", batch_indices, step) < self.module.config.label_dropout
         return torch.where(hidden, -1, labels)

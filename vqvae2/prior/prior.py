@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqvae2.config import LevelShape, PriorConfig
+from vqvae2.config import LevelGrid, PriorConfig
 from vqvae2.prior.attention import AttentionState, CausalAttention
 from vqvae2.prior.conditioning import CoarserCodes, Label
 from vqvae2.prior.gated import GatedLayer, GatedState
@@ -25,21 +25,21 @@ class Reach(NamedTuple):
 class Prior(nn.Module):
     """Gated causal convolutions in two stacks, with causal attention after some of the layers."""
 
-    def __init__(self, config: PriorConfig, shape: LevelShape, coarser: list[LevelShape], num_classes: int):
-        """The prior of the level `shape`, given the codes of the levels `coarser` (coarsest first)."""
+    def __init__(self, config: PriorConfig, grid: LevelGrid, coarser: list[LevelGrid], num_classes: int):
+        """The prior of the level `grid`, given the codes of the levels `coarser` (coarsest first)."""
         super().__init__()
         self.config = config
-        self.shape = shape
+        self.grid = grid
         self.coarser = coarser
         self.num_classes = num_classes
         channels, residual, dropout = config.hidden_channels, config.residual_channels, config.dropout
         conditioned = bool(coarser) or num_classes > 0
-        self.embedding = nn.Embedding(shape.codebook_size, channels)
-        self.row_position = nn.Parameter(torch.empty(shape.height, 1, channels))
-        self.column_position = nn.Parameter(torch.empty(1, shape.width, channels))
+        self.embedding = nn.Embedding(grid.codebook_size, channels)
+        self.row_position = nn.Parameter(torch.empty(grid.height, 1, channels))
+        self.column_position = nn.Parameter(torch.empty(1, grid.width, channels))
         self.label = Label(num_classes, channels) if num_classes else None
         self.coarser_codes = (
-            CoarserCodes(coarser, shape, channels, residual, config.conditioning_layers, dropout) if coarser else None
+            CoarserCodes(coarser, grid, channels, residual, config.conditioning_layers, dropout) if coarser else None
         )
         self.layers = nn.ModuleList(
             GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
@@ -52,7 +52,7 @@ class Prior(nn.Module):
         )
         self.output = nn.ModuleList(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
         self.norm = nn.LayerNorm(channels)
-        self.to_logits = nn.Linear(channels, shape.codebook_size)
+        self.to_logits = nn.Linear(channels, grid.codebook_size)
         self._initialise()
         self.to(memory_format=torch.channels_last)
 
@@ -89,7 +89,7 @@ class Prior(nn.Module):
         """
         embedded = self.embedding(codes)
         condition = self.condition(len(codes), coarser, labels)
-        vertical = horizontal = self.positions().expand_as(embedded)
+        vertical = horizontal = self.position_embedding().expand_as(embedded)
         through = partial(checkpoint, use_reentrant=False) if self.config.activation_checkpointing else call
         for i, layer in enumerate(self.layers):
             vertical, horizontal = through(layer, vertical, horizontal, embedded, condition)
@@ -97,7 +97,7 @@ class Prior(nn.Module):
                 horizontal = through(self.attention[str(i)], horizontal, embedded)
         return rearrange(self.logits(horizontal), "b h w k -> b k h w")
 
-    def positions(self) -> Tensor:
+    def position_embedding(self) -> Tensor:
         """What both stacks start from: a learned vector for each row plus one for each column, (H, W, channels)."""
         return self.row_position + self.column_position
 
@@ -138,28 +138,28 @@ class Cache:
 
     def __init__(self, prior: Prior, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None):
         self.prior = prior
-        height, width = prior.shape.height, prior.shape.width
+        height, width = prior.grid.height, prior.grid.width
         condition = prior.condition(batch, coarser, labels)
         self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
-        self.positions = prior.positions()
-        device = self.positions.device
+        self.position_embedding = prior.position_embedding()
+        device = self.position_embedding.device
         self.gated: list[GatedState] = [layer.start(batch, width) for layer in prior.layers]
         self.attention: dict[str, AttentionState] = {
             i: layer.start(batch, height * width) for i, layer in prior.attention.items()
         }
         # Of the current row: what the horizontal stack starts from, what each layer gets from above and from the
         # condition, what each layer's kernel reads to the left of the current position, and the codes.
-        self.start = torch.empty_like(self.positions[0])
+        self.start = torch.empty_like(self.position_embedding[0])
         self.kernels_left = torch.stack([layer.split_kernel()[0] for layer in prior.layers])
         layers, left, added = self.kernels_left.shape
-        self.added = self.positions.new_empty(layers, batch, width, added)
-        self.left = self.positions.new_empty(layers, batch, left)
+        self.added = self.position_embedding.new_empty(layers, batch, width, added)
+        self.left = self.position_embedding.new_empty(layers, batch, left)
         self.sources: list[Tensor] = []  # what the kernels will read at the current position
         self.codes = torch.zeros(batch, width, dtype=torch.long, device=device)
         self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # read at the next row
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.places = torch.arange(height * width, device=device)[None]
+        self.positions = torch.arange(height * width, device=device)[None]
 
     def begin_row(self, row: int) -> None:
         """Take the vertical stack through the row before, which is known by now."""
@@ -171,7 +171,7 @@ class Cache:
                 prior.attention[i].begin(state)
         else:
             embedded = prior.embedding(self.codes)
-            vertical = self.positions[row - 1].expand_as(embedded)
+            vertical = self.position_embedding[row - 1].expand_as(embedded)
         for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
             above: Tensor | float = 0.0
             if row > 0:
@@ -180,12 +180,12 @@ class Cache:
             self.for_vertical[i], for_horizontal = layer.split_condition(condition)
             self.added[i].copy_(above + for_horizontal + layer.horizontal_in.bias)
         self.left.zero_()
-        width = prior.shape.width
-        self.start.copy_(self.positions[row])
+        width = prior.grid.width
+        self.start.copy_(self.position_embedding[row])
         self.column.zero_()
         self.position.fill_(row * width)
-        if not self.codes.is_cuda:  # a graph attends to all places, some of them hidden
-            self.places = torch.arange((row + 1) * width)[None]
+        if not self.codes.is_cuda:  # a graph attends to all positions, some of them hidden
+            self.positions = torch.arange((row + 1) * width)[None]
 
     def logits(self) -> Tensor:
         """Logits (B, K) of the next code of the current row."""
@@ -194,7 +194,7 @@ class Cache:
         # what the left adds is known before the first layer: one product for all of them
         from_above = self.added.index_select(2, self.column).squeeze(2)
         added = torch.baddbmm(from_above, self.left, self.kernels_left).unbind()
-        seen = self.places <= self.position if self.attention else None
+        seen = self.positions <= self.position if self.attention else None
         self.sources.clear()
         for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
             horizontal, source = layer.step(state, horizontal, added[i])

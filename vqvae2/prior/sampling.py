@@ -30,9 +30,9 @@ class Controls:
     guidance: float = 1.0
 
 
-def image_uniforms(seed: int, image: int, level: str, positions: int) -> Tensor:
+def image_uniforms(seed: int, image: int, level: str, num_positions: int) -> Tensor:
     """A uniform number in [0, 1) for each position of an image's level, by (seed, image, level, position) alone."""
-    return torch.rand(positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
+    return torch.rand(num_positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
 
 
 def restrict(logits: Tensor, controls: Controls) -> Tensor:
@@ -50,7 +50,7 @@ def restrict(logits: Tensor, controls: Controls) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+def sample_categorical(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Codes (B,) at which the cumulative probabilities of `logits` (B, K) pass `uniforms` (B,)."""
     wide = widest_float(logits.device)
     cumulative = logits.to(wide).softmax(1).cumsum(1)
@@ -80,7 +80,7 @@ def sample_codes(
         progress: called with the number of codes drawn since the last call.
     """
     batch, device = len(uniforms), uniforms.device
-    height, width = prior.shape.height, prior.shape.width
+    height, width = prior.grid.height, prior.grid.width
     codes = torch.zeros(batch, height * width, dtype=torch.long, device=device)
     is_kept = torch.zeros(height * width, dtype=torch.bool, device=device)
     if kept is not None:
@@ -94,12 +94,12 @@ def sample_codes(
         caches.append(Cache(prior, batch, coarser, None))
     position = caches[0].position
 
-    def draw_next() -> None:
+    def sample_next() -> None:
         logits = [cache.logits().to(uniforms.dtype) for cache in caches]
         mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
-        drawn = draw(restrict(mixed, controls), uniforms.index_select(1, position)[:, 0])
+        sampled = sample_categorical(restrict(mixed, controls), uniforms.index_select(1, position)[:, 0])
         given = codes.index_select(1, position)[:, 0]
-        chosen = torch.where(is_kept.index_select(0, position), given, drawn)
+        chosen = torch.where(is_kept.index_select(0, position), given, sampled)
         codes.index_copy_(1, position, chosen[:, None])
         for cache in caches:
             cache.write(chosen)
@@ -110,11 +110,11 @@ def sample_codes(
 
     if uniforms.is_cuda:
         begin_row(0)  # read by the call that precedes the capture
-        draw_next = capture(draw_next)
+        sample_next = capture(sample_next)
     for row in range(height):
         begin_row(row)
         for _ in range(width):
-            draw_next()
+            sample_next()
         progress(width)
     return codes.view(batch, height, width)
 

@@ -13,7 +13,7 @@ class Figure(NamedTuple):
 
 
 def tables(evaluation: dict[str, Any]) -> list[tuple[str, list[Figure]]]:
-    """The figures of evaluation.json with what each means."""
+    """The metrics of evaluation.json with what each means."""
     made = []
 
     def add(title: str, rows: list[tuple[str, Any, str, str]]) -> None:

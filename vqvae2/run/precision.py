@@ -20,7 +20,7 @@ def resolve_precision(key: str, wanted: MixedPrecision, device: torch.device) ->
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """float64 for sums and figures; float32 on devices that have no float64 (Apple's MPS)."""
+    """float64 for sums and metrics; float32 on devices that have no float64 (Apple's MPS)."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

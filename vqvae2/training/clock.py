@@ -17,7 +17,7 @@ class Clock:
         self.has_warned = False
 
     def images_per_second(self, step: int, batch_size: int) -> dict[str, float]:
-        """Figures since the last call."""
+        """Metrics since the last call."""
         seconds = time.monotonic() - self.began
         images = (step - self.step) * batch_size
         self.step, self.began, self.waited = step, time.monotonic(), 0.0

@@ -28,7 +28,7 @@ from vqvae2.training.objective import Objective
 from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate, skip_where
 from vqvae2.training.schedule import learning_rate
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 AGREE_EVERY = 10  # steps after which several processes ask one another whether to stop
 
 
@@ -41,7 +41,7 @@ def finished_step(directory: Path) -> int:
 def train(
     objective: Objective,
     batches: Callable[[int], Iterator[Any]],
-    validate: Callable[[int], Figures],
+    validate: Callable[[int], Metrics],
     config: TrainConfig,
     directory: Path,
     seed: int,
@@ -57,14 +57,14 @@ def train(
         objective: what is trained; its module lies on the accelerator's device.
         batches: step -> this process's parts of the global batches from that
             step on, one for each accumulation step.
-        validate: figures of the module's present weights on held-out data, the
+        validate: metrics of the module's present weights on held-out data, the
             same on every process; gets the step.
         config: batch size, steps, rates and intervals.
         directory: of the stage.
         seed: dropout is derived from (seed, step, accumulation step, process).
         accelerator: with the precision and accumulation of `config`.
         description: goes into model.json beside the weights.
-        after_validation: called on the first process when a validation's figures are written.
+        after_validation: called on the first process when a validation's metrics are written.
 
     Raises:
         UserError: a loss or gradient was not finite, or a checkpoint could not be written.
@@ -74,7 +74,7 @@ def train(
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
     optimiser = build_optimiser(module, objective.rate_factors, objective.betas)
-    sums: dict[str, Tensor] = {}  # of the figures since the last line of the log, and the number of steps
+    sums: dict[str, Tensor] = {}  # of the metrics since the last line of the log, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -106,11 +106,11 @@ def train(
             if accelerator.is_main_process:
                 save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
 
-    def report(step: int, split: str, figures: Figures) -> None:
+    def report(step: int, split: str, metrics: Metrics) -> None:
         with refusals_reach_all(accelerator):
             if log:
-                log.write(step, split, figures)
-        accelerator.log({f"{split}/{name}": value for name, value in figures.items()}, step=step)
+                log.write(step, split, metrics)
+        accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
 
     bar = tqdm(
         total=config.total_steps,
@@ -141,12 +141,12 @@ def train(
                 with accelerator.accumulate(model):
                     loss = objective.loss(model, batch, step)
                     accelerator.backward(loss.total)
-                losses.append({"loss": loss.total.detach(), **loss.figures})
+                losses.append({"loss": loss.total.detach(), **loss.metrics})
 
             # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
             norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
-            figures = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
-            finite_loss = _everywhere(torch.isfinite(figures["loss"]), accelerator)
+            metrics = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
+            finite_loss = _everywhere(torch.isfinite(metrics["loss"]), accelerator)
             applied = torch.isfinite(norm) & finite_loss
             if accelerator.scaler is None:
                 skip_where(optimiser.optimizer, ~applied)
@@ -159,8 +159,8 @@ def train(
             if average:
                 average.update(step, applied)
             first_bad_step = torch.where(counts_as_bad, first_bad_step.clamp(max=step + 1), first_bad_step)
-            figures |= {"gradient_norm": norm, "steps": torch.ones_like(norm)}
-            sums = {name: sums.get(name, 0.0) + value.float() for name, value in figures.items()}
+            metrics |= {"gradient_norm": norm, "steps": torch.ones_like(norm)}
+            sums = {name: sums.get(name, 0.0) + value.float() for name, value in metrics.items()}
 
             # Log, validate, save.
             done = step + 1
@@ -169,14 +169,14 @@ def train(
                 _stop_if_bad(first_bad_step, directory)
                 logged_steps = sums.pop("steps")
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
-                figures = dict(zip(sums, means.tolist(), strict=True))
+                metrics = dict(zip(sums, means.tolist(), strict=True))
                 sums = {}
                 if accelerator.is_main_process and (warning := since.slow_data()):
                     bar.write(warning)
                 rate = since.images_per_second(done, config.batch_size)
-                report(done, "train", {**figures, "learning_rate": learning_rate(config, step), **rate})
+                report(done, "train", {**metrics, "learning_rate": learning_rate(config, step), **rate})
                 bar.set_postfix_str(
-                    f"loss {figures['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
+                    f"loss {metrics['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
                 )
             validates = done % config.validate_every == 0 or last
             if validates:
@@ -212,9 +212,9 @@ def train(
 
 
 def _validate(
-    validate: Callable[[int], Figures], step: int, module: torch.nn.Module, average: WeightAverage | None
-) -> Figures:
-    """Figures of the weights that would be exported now."""
+    validate: Callable[[int], Metrics], step: int, module: torch.nn.Module, average: WeightAverage | None
+) -> Metrics:
+    """Metrics of the weights that would be exported now."""
     module.eval()
     with torch.no_grad(), average.swapped_in() if average else nullcontext():
         return validate(step)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of figures for each logged step and each validation."""
+"""metrics.jsonl: one line of metrics for each logged step and each validation."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ class MetricsLog:
         lines = path.read_text().splitlines() if path.exists() else []
         write_atomically(path, "".join(line + "\n" for line in lines if _step_of(line) <= first_step).encode())
 
-    def write(self, step: int, split: str, figures: dict[str, float]) -> None:
-        """One line: the number of updates done, `train` or `validation`, and the figures."""
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """One line: the number of updates done, `train` or `validation`, and the metrics."""
         with writing(self.path), open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

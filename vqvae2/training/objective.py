@@ -13,10 +13,10 @@ Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes
 
 
 class Loss(NamedTuple):
-    """The loss to be minimised, with its graph, and named figures to be logged, without."""
+    """The loss to be minimised, with its graph, and named metrics to be logged, without."""
 
     total: Tensor
-    figures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 class Objective(Protocol):
@@ -71,7 +71,7 @@ class WeightsObjective:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """There is none."""
 
-    def uniforms(self, purpose: str, positions: Tensor, step: int) -> Tensor:
+    def uniforms(self, purpose: str, batch_indices: Tensor, step: int) -> Tensor:
         """A number in [0, 1) for each place in the global batch, by (seed, purpose, step, place) alone."""
         drawn = torch.rand(self.batch_size, generator=keyed_generator(self.seed, purpose, step))
-        return drawn.to(positions.device)[positions]
+        return drawn.to(batch_indices.device)[batch_indices]

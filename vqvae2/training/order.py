@@ -15,7 +15,7 @@ class Item(NamedTuple):
 
     index: int
     step: int
-    position: int
+    batch_index: int
 
 
 class StepOrder(Sampler[list[Item]]):
@@ -51,12 +51,12 @@ class StepOrder(Sampler[list[Item]]):
             for part in range(self.accumulation):
                 first = (part * self.processes + self.process) * share
                 items = []
-                for position in range(first, first + share):
-                    place = step * self.batch_size + position
+                for batch_index in range(first, first + share):
+                    place = step * self.batch_size + batch_index
                     if place // self.num_images != epoch:
                         epoch = place // self.num_images
                         permutation = epoch_order(self.num_images, self.seed, epoch)
-                    items.append(Item(permutation[place % self.num_images], step, position))
+                    items.append(Item(permutation[place % self.num_images], step, batch_index))
                 yield items
 
 
@@ -67,5 +67,5 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
 
 def in_order(indices: Sequence[int], batch_size: int) -> list[list[Item]]:
     """Batches of the given images one after the other, the last one as short as it comes."""
-    items = [Item(index, 0, position) for position, index in enumerate(indices)]
+    items = [Item(index, 0, batch_index) for batch_index, index in enumerate(indices)]
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]

@@ -1,4 +1,4 @@
-"""The figures of a run: how it reconstructs, how likely it finds images, how its samples compare with real ones."""
+"""The metrics of a run: how it reconstructs, how likely it finds images, how its samples compare with real ones."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -31,9 +31,9 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
     autoencoder, accelerator = subject.generator.autoencoder, subject.accelerator
     images = subject.images.validation
     measures = measures_for(subject.trained.height_width, accelerator.device)
-    shapes = subject.trained.shapes
-    counts = [torch.zeros(x.codebook_size, dtype=torch.long, device=accelerator.device) for x in shapes]
-    ways = {"all": len(shapes), "coarsest_alone": 1}
+    grids = subject.trained.grids
+    counts = [torch.zeros(x.codebook_size, dtype=torch.long, device=accelerator.device) for x in grids]
+    ways = {"all": len(grids), "coarsest_alone": 1}
     rows = [
         torch.zeros(0, len(ways) * len(measures), dtype=widest_float(accelerator.device), device=accelerator.device)
     ]
@@ -43,19 +43,19 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
             originals = batch.images.to(accelerator.device)
             with accelerator.autocast():
                 codes = autoencoder.encode(originals)
-            figures = []
+            metrics = []
             for levels in ways.values():
                 decoded = subject.decode({name: codes[name] for name in autoencoder.names[:levels]})
-                figures += [measure(originals, decoded) for measure in measures.values()]
-            rows.append(torch.stack(figures, dim=1))
+                metrics += [measure(originals, decoded) for measure in measures.values()]
+            rows.append(torch.stack(metrics, dim=1))
             for count, name in zip(counts, autoencoder.names, strict=True):
                 count += code_counts(codes[name], len(count))
             bar.update(len(originals))
     means = gather_shares(torch.cat(rows), len(images), accelerator).mean(0).view(len(ways), len(measures)).tolist()
     by_way = {way: dict(zip(measures, row, strict=True)) for way, row in zip(ways, means, strict=True)}
     missing = {name: None for name in ("ssim", "lpips") if name not in measures}
-    alone = {"coarsest_alone": by_way["coarsest_alone"]} if len(shapes) > 1 else {}
-    usages = {x.name: usage_of(accelerator.reduce(count)) for x, count in zip(shapes, counts, strict=True)}
+    alone = {"coarsest_alone": by_way["coarsest_alone"]} if len(grids) > 1 else {}
+    usages = {x.name: usage_of(accelerator.reduce(count)) for x, count in zip(grids, counts, strict=True)}
     return {
         "reconstruction": {**by_way["all"], **missing, "images": len(images), **alone},
         "codebook": {name: usage._asdict() for name, usage in usages.items()},
@@ -75,9 +75,9 @@ def likelihood(subject: Subject) -> dict[str, Any]:
         name: {key: nats_per_code(prior, *sets[key], batch_size, accelerator) for key in sets}
         for name, prior in subject.generator.priors.items()
     }
-    shapes = subject.trained.shapes
-    coded = sum(levels[x.name]["nats_per_code"] * x.height * x.width for x in shapes) / math.log(2)
-    plain = sum(math.log2(x.codebook_size) * x.height * x.width for x in shapes)
+    grids = subject.trained.grids
+    coded = sum(levels[x.name]["nats_per_code"] * x.height * x.width for x in grids) / math.log(2)
+    plain = sum(math.log2(x.codebook_size) * x.height * x.width for x in grids)
     height, width = subject.trained.height_width
     dimensions = subject.trained.channels * height * width
 
@@ -176,7 +176,7 @@ def _blank(subject: Subject) -> Tensor:
 
 
 def distances(samples: Seen, real: Seen, held_out: Seen, reconstructions: Seen) -> dict[str, Any]:
-    """Figures of samples against training images, and of reconstructions against their originals."""
+    """Metrics of samples against training images, and of reconstructions against their originals."""
     return {
         **fidelity(samples, real),
         "reconstruction_fid": frechet_distance(reconstructions.features, held_out.features),
@@ -195,6 +195,6 @@ def rejection(samples: Seen, labels: Tensor, real: Seen) -> list[dict[str, float
     for fraction in KEPT_FRACTIONS:
         kept = best_of_each_class(confidence(samples.logits, labels), labels, fraction)
         if min(len(kept), len(real.features)) >= FEWEST_IMAGES:
-            figures = precision_and_recall(samples.features[kept], real.features)
-            rows.append({"fraction": fraction, "samples": len(kept), **figures})
+            metrics = precision_and_recall(samples.features[kept], real.features)
+            rows.append({"fraction": fraction, "samples": len(kept), **metrics})
     return rows
