@@ -1,7 +1,7 @@
-"""Judge a finished run: evaluation.json and report.html. Run the same command again to go on where it stopped.
+"""Evaluate a finished run: write evaluation.json and report.html. Run the same command again to resume.
 
-Give --run_dir alone, and the configuration is the one that the run was made with; any field of the section
-evaluation can be set: --evaluation.num_samples 1000.
+With --run_dir and no --config, the configuration of the run is used. Any field of the section evaluation can be set,
+such as --evaluation.num_samples 1000.
 """
 
 from vqvae2.run.command_line import parse_config, run
@@ -10,10 +10,10 @@ from vqvae2.run.command_line import parse_config, run
 def main() -> None:
     config, _ = parse_config(description=__doc__, of_run=True)
 
-    from vqvae2.evaluation.evaluate import evaluate  # not at the top: PyTorch comes with it, and --help need not wait
+    from vqvae2.evaluation.evaluate import evaluate  # not at the top: importing PyTorch slows --help down
 
     path = evaluate(config)
-    print(f"figures: {path}; page: {path.with_name('report.html')}")
+    print(f"metrics: {path}; report: {path.with_name('report.html')}")
 
 
 if __name__ == "__main__":

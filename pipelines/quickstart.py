@@ -1,4 +1,4 @@
-"""Every stage in small, on pictures that are drawn on the fly: runs the commands that it prints."""
+"""Run all stages, sampling and evaluation on a small scale, on images drawn on the fly; prints each command first."""
 
 import os
 import shlex
@@ -25,25 +25,25 @@ def main() -> None:
     newest = max((run_dir / "stage1" / "images").glob("*.png"))
     grid = max((run_dir / "samples").glob("grid_*.png"), key=lambda path: path.stat().st_mtime)
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes")
-    print(f"reconstructions (originals, from the top alone, from all levels): {newest}")
+    print(f"reconstructions (rows: originals, from the top level only, from all levels): {newest}")
     print(f"samples: {grid}")
-    print(f"figures, samples of each class and curves on one page: {run_dir / 'report.html'}")
+    print(f"report with metrics, samples of each class and curves: {run_dir / 'report.html'}")
 
 
 def call(pipeline: str, *arguments: str) -> None:
-    """Run one of the neighbours, as a user would."""
+    """Run another pipeline in a process of its own, as a user would."""
     command = [sys.executable, str(PIPELINES / f"{pipeline}.py"), *arguments]
     print(f"\n$ python pipelines/{pipeline}.py {shlex.join(arguments)}", flush=True)
-    # threads that wait without spinning leave the cores to the processes that draw the pictures, where there are some
+    # passive waiting: threads that spin would take the cores from the worker processes that draw the images
     draws = pipeline in ("stage1", "stage2")
     environment = {**({"OMP_WAIT_POLICY": "PASSIVE"} if draws else {}), **os.environ}
     process = subprocess.Popen(command, env=environment)
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # it was interrupted too, and saves first
+    except KeyboardInterrupt:  # the child was interrupted too, and saves first
         code = process.wait()
     if code != 0:
-        raise UserError(f"{pipeline} stopped with exit code {code}, see above")
+        raise UserError(f"{pipeline} stopped with exit code {code}: see its message above")
 
 
 if __name__ == "__main__":

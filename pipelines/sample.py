@@ -1,4 +1,4 @@
-"""Sample new images from a trained run into its samples/; run again to go on with an interrupted one."""
+"""Sample new images from a trained run to its samples/ folder. Run the same command again to resume."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,25 @@ from vqvae2.run.command_line import parse_options, run
 
 @dataclass(frozen=True)
 class Options:
-    """What to sample.
+    """Flags of sample.py.
 
     Attributes:
-        run_dir: of a run whose stages have all finished.
-        num_images: how many images.
-        label: a class by name or index; none: the unconditional model; not given: drawn by training frequency.
-        temperature: above 0; below 1 for likelier, less varied images.
-        top_k: draw each code from the k likeliest ones only.
-        top_p: draw each code from the likeliest ones that together hold this much probability only.
-        guidance: above 1 the label counts for more.
-        seed: of the random numbers; image i depends on (seed, i) alone.
-        batch_size: images made at a time by a process.
-        complete: an image file of which `keep` stays and the rest is drawn.
-        keep: top, bottom, left or right (a half), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
-        resample: a level that is drawn anew with all finer ones, given the coarser codes of `image`.
-        image: an image file, for resample.
-        keep_fraction: copy this fraction of the images, those that the classifier of evaluate.py is surest of, into a
-            folder of their own.
-        dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
+        run_dir: directory of a run whose stages have all finished.
+        num_images: number of images.
+        label: class name or index; none: the unconditional model; not given: drawn with the training frequencies.
+        temperature: divides the logits, above 0; values below 1 give more probable, less varied images.
+        top_k: sample each code from the k most probable codes.
+        top_p: sample each code from the smallest set of most probable codes with at least this total probability.
+        guidance: scale of classifier-free guidance; 1: none; larger values follow the label more closely.
+        seed: seed of the random numbers; those of image i depend on (seed, i) only.
+        batch_size: images that a process samples at a time.
+        complete: an image file; its region `keep` is kept and the rest is sampled.
+        keep: the half to keep (top, bottom, left or right), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
+        resample: sample this level and all finer levels, given the coarser codes of `image`.
+        image: an image file, for `resample`.
+        keep_fraction: copy this fraction of the images of each class, those with the highest confidence of the
+            classifier trained by evaluate.py, to a separate folder.
+        dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
     """
 
     run_dir: str
@@ -49,7 +49,7 @@ class Options:
 def main() -> None:
     options = parse_options(Options, __doc__)
 
-    # not at the top: PyTorch comes with them, and --help need not wait
+    # not at the top: importing PyTorch slows --help down
     from vqvae2.evaluation.rejection import classifier_for, keep_best
     from vqvae2.generation.generator import Generator
     from vqvae2.generation.samples import start_from, write_samples

@@ -1,4 +1,4 @@
-"""Stage 2: encode every image into an LMDB of codes. Run the same command again to resume."""
+"""Stage 2: encode all images and write their codes to LMDB files. Run the same command again to resume."""
 
 from vqvae2.run.command_line import parse_config, run
 
@@ -6,7 +6,7 @@ from vqvae2.run.command_line import parse_config, run
 def main() -> None:
     config, _ = parse_config(description=__doc__)
 
-    from vqvae2.stages import write_codes  # not at the top: with it comes PyTorch, which --help need not wait for
+    from vqvae2.stages import write_codes  # not at the top: importing PyTorch slows --help down
 
     write_codes(config)
 

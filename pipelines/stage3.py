@@ -6,7 +6,7 @@ from vqvae2.run.command_line import parse_config, run
 def main() -> None:
     config, _ = parse_config(description=__doc__)
 
-    from vqvae2.stages import train_prior  # not at the top: with it comes PyTorch, which --help need not wait for
+    from vqvae2.stages import train_prior  # not at the top: importing PyTorch slows --help down
 
     train_prior(config, config.autoencoder.levels[0].name)
 

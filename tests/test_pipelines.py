@@ -123,7 +123,7 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
         (("--resample", "bottom"), "image: give both"),
         (("--complete", str(picture), "--keep", "half"), "keep: 'half'"),
         (("--complete", "missing.png"), "missing.png"),
-        (("--resample", "middle", "--image", str(picture)), "no level 'middle'"),
+        (("--resample", "middle", "--image", str(picture)), "resample: 'middle'"),
     ):
         assert said in refusal("sample", *arguments, *flags)
 

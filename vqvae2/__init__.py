@@ -1,4 +1,4 @@
-"""VQ-VAE-2 (Razavi, van den Oord, Vinyals 2019) in stages."""
+"""VQ-VAE-2 (Razavi, van den Oord, Vinyals 2019) as a pipeline of stages."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["Generator", "UserError"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Generator`, and with it PyTorch, when it is first asked for: --help does not wait for it."""
+    """Import `Generator`, and with it PyTorch, on first access, so that --help does not wait for PyTorch."""
     if name == "Generator":
         from vqvae2.generation.generator import Generator
 

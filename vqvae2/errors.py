@@ -1,15 +1,19 @@
-"""The exceptions that are meant to be read by a user; both are shown without a traceback."""
+"""Exceptions whose text is shown to the user without a traceback."""
 
 
 class ToldError(Exception):
-    """What a user is told instead of a traceback; `reaches_all`: every process raises it, and one has to print it."""
+    """Base class of the exceptions that are shown to the user without a traceback.
+
+    Attributes:
+        reaches_all: whether every process raises the exception, so that only one process has to print it.
+    """
 
     reaches_all = False
 
 
 class UserError(ToldError):
-    """Something the user can mend: its text names the thing and the remedy."""
+    """An error that the user can correct; its text names the cause and the remedy."""
 
 
 class StoppedError(ToldError):
-    """A stage was asked to stop and has saved what it did: its text says by what and where."""
+    """A stage was asked to stop and has saved its progress; its text says what stopped it and where."""

@@ -1,4 +1,4 @@
-"""Stages 1 to 4, each a function of the run's configuration; they hand over by files in the run directory alone."""
+"""Stages 1 to 4, each a function of the configuration. They exchange data only through files in the run directory."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +33,7 @@ from vqvae2.training.window import validation_window
 
 
 def train_autoencoder(config: Config) -> None:
-    """Stage 1: images -> stage1/model.safetensors."""
+    """Stage 1: train the autoencoder on images -> stage1/model.safetensors."""
     images, stage1 = config.images, config.stage1
     directory = stage_dir(config.run_dir, 1)
     accelerator = start_training_accelerator("stage1", stage1, config, directory)
@@ -45,9 +45,9 @@ def train_autoencoder(config: Config) -> None:
     splits = open_surveyed(config, accelerator)
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
     accelerator.print(
-        f"{len(splits.train)} images to train on, {len(splits.validation)} held out; "
-        f"{count_weights(autoencoder):,} weights; "
-        f"codes {compression_ratio(config.autoencoder, images.height_width):.1f} times smaller than 24-bit pixels"
+        f"{len(splits.train)} training images, {len(splits.validation)} held out; "
+        f"{count_weights(autoencoder):,} parameters; "
+        f"codes are {compression_ratio(config.autoencoder, images.height_width):.1f} times smaller than 24-bit pixels"
     )
 
     def batches(first_step: int):
@@ -74,7 +74,7 @@ def train_autoencoder(config: Config) -> None:
 
 
 def write_codes(config: Config) -> None:
-    """Stage 2: images and the autoencoder -> codes/train.lmdb and codes/validation.lmdb."""
+    """Stage 2: encode the images with the autoencoder -> codes/train.lmdb and codes/validation.lmdb."""
     trained = load_autoencoder(config.run_dir)
     accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
@@ -94,12 +94,12 @@ def write_codes(config: Config) -> None:
             written = extract_codes(
                 autoencoder, images, path, header, config.stage2.batch_size, config.images.workers, accelerator
             )
-            new = f"{written} of them new" if written else "finished before"
+            new = f"{written} of them newly encoded" if written else "already finished"
             accelerator.print(f"{path}: {len(images)} images, {new}")
 
 
 def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -> None:
-    """Refuse images of another kind than the autoencoder was trained on."""
+    """Raise a UserError if the size, channels or classes of the images differ from those of stage 1."""
     images = config.images
     for key, here, there in (
         ("images.size", images.height_width, trained.height_width),
@@ -108,16 +108,16 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
     ):
         if here != there:
             raise UserError(
-                f"{key}: {here!r}, but {trained.path} was trained with {there!r}: set it back, or use another run_dir"
+                f"{key}: {here!r}, but {trained.path} was trained with {there!r}: use that value or another run_dir"
             )
 
 
 def train_prior(config: Config, level: str) -> None:
-    """Stages 3 and 4: codes -> the prior of one level, stage3/ or stage4/LEVEL/model.safetensors."""
+    """Stages 3 and 4: train the prior of one level on codes -> model.safetensors in stage3/ or stage4/LEVEL/."""
     trained = load_autoencoder(config.run_dir)
     names = [grid.name for grid in trained.grids]
     if level not in names:
-        raise UserError(f"level: {trained.path} has no level {level!r}: choose one of {', '.join(names)}")
+        raise UserError(f"level: {level!r} is not a level of {trained.path}: use one of {', '.join(names)}")
     prior_config = config.priors[level]
     settings = prior_config.train
     directory = prior_dir(config.run_dir, names, level)
@@ -130,7 +130,7 @@ def train_prior(config: Config, level: str) -> None:
     if recorded_configuration(directory).get("autoencoder_sha256", trained.sha256) != trained.sha256:
         raise UserError(
             f"{directory} was trained on the codes of another autoencoder than {trained.path}: "
-            f"delete {directory} to train it anew, or use another run_dir"
+            f"delete {directory} to train it again, or use another run_dir"
         )
     sections = {
         "priors": {level: as_dict(prior_config)},
@@ -142,8 +142,8 @@ def train_prior(config: Config, level: str) -> None:
 
     prior = build_prior(prior_config, trained.grids, level, len(trained.classes), config.seed).to(accelerator.device)
     accelerator.print(
-        f"{len(train_codes)} images' codes to train on, {len(validation_codes)} held out; "
-        f"{count_weights(prior):,} weights; "
+        f"codes of {len(train_codes)} training images, {len(validation_codes)} held out; "
+        f"{count_weights(prior):,} parameters; "
         f"{describe_reach(prior)}"
     )
 
@@ -164,13 +164,13 @@ def train_prior(config: Config, level: str) -> None:
 
 
 def _local_batch(key: str, settings: TrainConfig, accelerator: Accelerator) -> int:
-    """Images that a process takes at a time; `key` names the section of `settings`."""
+    """Batch size of one process in one forward pass; `key` is the name of the section `settings`, for messages."""
     accumulation = settings.gradient_accumulation_steps
     return local_batch_size(f"{key}.batch_size", settings.batch_size, accelerator.num_processes, accumulation)
 
 
 def _order(num_images: int, settings: TrainConfig, seed: int, first_step: int, accelerator: Accelerator) -> StepOrder:
-    """What this process trains on from `first_step` on."""
+    """Order in which this process trains on images, from `first_step` on."""
     return StepOrder(
         num_images,
         settings.batch_size,
@@ -183,19 +183,19 @@ def _order(num_images: int, settings: TrainConfig, seed: int, first_step: int, a
 
 
 def describe_reach(prior: Prior) -> str:
-    """How far back a prior sees, with a warning where that is less than its grid."""
+    """Describe the receptive field of a prior, with a warning if it is smaller than the grid."""
     reach = prior.reach()
     if reach.rows is None:
-        return "sees every earlier code"
-    text = f"sees {reach.rows} rows up and {reach.columns} columns to either side"
+        return "receptive field: all earlier codes"
+    text = f"receptive field: {reach.rows} rows up and {reach.columns} columns to either side"
     if reach.rows < prior.grid.height - 1 or reach.columns < prior.grid.width - 1:
         text += (
             f"; warning: the grid has {prior.grid.height} rows and {prior.grid.width} columns: "
-            "more layers, a larger kernel_size or attention_layers would see all of it"
+            "use more layers, a larger kernel_size or attention_layers to cover it"
         )
     return text
 
 
 def count_weights(module: nn.Module) -> int:
-    """Number of weights of a module."""
+    """Number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())

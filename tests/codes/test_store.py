@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vqvae2.codes import CodeStore, store
+from vqvae2.codes import CodeStore, writer
 from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.writer import CodeWriter
@@ -171,7 +171,7 @@ def test_a_killed_writer_leaves_whole_batches(tmp_path: Path):
 def test_codes_made_differently_are_not_mixed(path: Path, field: str, value, says: str):
     """A writer with another header is refused with what differs alone, and the store stays as it was."""
     before = content(path)
-    with pytest.raises(UserError, match=f"made differently: {says}[^;]*: delete"):
+    with pytest.raises(UserError, match=f"created with different settings: {says}[^;]*: delete"):
         CodeWriter(path, replace(HEADER, **{field: value}))
     assert content(path) == before
 
@@ -204,7 +204,7 @@ def test_a_foreign_store_is_refused(tmp_path: Path, header: bytes):
     put(tmp_path / "foreign.lmdb", b"header", header)
     before = content(tmp_path / "foreign.lmdb")
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
-        with pytest.raises(UserError, match=r"foreign\.lmdb: not a store of codes"):
+        with pytest.raises(UserError, match=r"foreign\.lmdb: not a code store"):
             open_(tmp_path / "foreign.lmdb")
     assert content(tmp_path / "foreign.lmdb") == before
 
@@ -213,7 +213,7 @@ def test_a_foreign_store_without_any_header_is_refused(tmp_path: Path):
     """The same where the foreign LMDB has only other keys."""
     put(tmp_path / "foreign.lmdb", b"picture", b"x")
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
-        with pytest.raises(UserError, match=r"foreign\.lmdb: not a store of codes"):
+        with pytest.raises(UserError, match=r"foreign\.lmdb: not a code store"):
             open_(tmp_path / "foreign.lmdb")
 
 
@@ -221,13 +221,13 @@ def test_another_version_is_refused(path: Path):
     """A store of another format version is refused with both numbers."""
     put(path, b"header", HEADER.to_json().replace(b'"format_version": 1', b'"format_version": 9'))
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
-        with pytest.raises(UserError, match="format version 9, and this program reads 1"):
+        with pytest.raises(UserError, match="format version 9 is not supported, only 1"):
             open_(path)
 
 
 def test_a_missing_store_is_named(tmp_path: Path):
     """A path without a store is refused with the stage that makes it, and is not made by looking."""
-    with pytest.raises(UserError, match=r"gone\.lmdb: no codes there: run stage 2 first"):
+    with pytest.raises(UserError, match=r"gone\.lmdb: no codes found: run stage 2 first"):
         CodeStore(tmp_path / "gone.lmdb")
     assert not (tmp_path / "gone.lmdb").exists()
 
@@ -239,7 +239,7 @@ def test_what_is_no_lmdb_is_named(tmp_path: Path):
     (tmp_path / "broken.lmdb").mkdir()
     (tmp_path / "broken.lmdb" / "data.mdb").write_text("x" * 10_000)
     for name in ("file", "folder", "broken"):
-        with pytest.raises(UserError, match=rf"{name}\.lmdb: (cannot be opened|not a store)"):
+        with pytest.raises(UserError, match=rf"{name}\.lmdb: (cannot be opened|not a code store)"):
             CodeStore(tmp_path / f"{name}.lmdb")
     for name in ("file", "broken"):
         with pytest.raises(UserError, match=rf"{name}\.lmdb: cannot be (opened|written)"):
@@ -252,13 +252,13 @@ def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
     path = write(tmp_path / "codes.lmdb", header, make_codes(header))
     os.truncate(path / "data.mdb", os.path.getsize(path / "data.mdb") // 2)
     for open_ in (CodeStore, lambda path: CodeWriter(path, header)):
-        with pytest.raises(UserError, match=r"codes\.lmdb: cut off"):
+        with pytest.raises(UserError, match=r"codes\.lmdb: truncated"):
             open_(path)
 
 
 def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """More records than the first map holds are written all the same, and so when the writer goes on."""
-    monkeypatch.setattr(store, "FIRST_MAP_BYTES", 2**16)
+    monkeypatch.setattr(writer, "FIRST_MAP_BYTES", 2**16)
     header = replace(HEADER, levels=[LevelGrid("top", 64, 64, 512)], count=40)
     records = make_codes(header)
     write(tmp_path / "codes.lmdb", header, records[:20])

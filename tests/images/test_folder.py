@@ -84,7 +84,7 @@ def test_a_csv_file_names_images_and_labels(tmp_path: Path):
         ("a.png,hat\n", "first line is 'a.png,hat'"),
         ("path,label\na.png\n", "line 2: 'a.png'"),
         ("path,label\na.png,hat\nb.png, \n", "line 3"),
-        ("path,label\n", "names no images"),
+        ("path,label\n", "lists no images"),
     ],
 )
 def test_a_broken_csv_file_is_refused(tmp_path: Path, content: str, said: str):
@@ -98,13 +98,13 @@ def test_a_broken_csv_file_is_refused(tmp_path: Path, content: str, said: str):
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path):
     """A mixed folder is refused, with the stray image."""
-    with pytest.raises(UserError, match=r"stray\.png lies beside the class folders"):
+    with pytest.raises(UserError, match=r"stray\.png is not in a class folder"):
         list_folder(touch(tmp_path, "hat/a.png", "stray.png"))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path):
     """A folder without an image is refused with its path and what was looked for."""
-    with pytest.raises(UserError, match=rf"{tmp_path}: no images in it.*\.png"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: contains no images.*\.png"):
         list_folder(touch(tmp_path, "notes.txt"))
 
 
@@ -112,7 +112,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path):
 def test_a_missing_folder_is_refused(tmp_path: Path, name: str):
     """A path that is not there, or not a folder, is refused with the key to set."""
     touch(tmp_path, "file.png")
-    with pytest.raises(UserError, match=rf"{name}: no such folder of images: set images\.root"):
+    with pytest.raises(UserError, match=rf"{name}: no such folder: set images\.root"):
         list_folder(tmp_path / name)
 
 

@@ -135,5 +135,5 @@ def test_a_folder_that_is_gone_ends_the_loading(tmp_path: Path):
     train, _ = open_images(config, seed=0)
     for file in tmp_path.iterdir():
         file.unlink()
-    with pytest.raises(UserError, match=r"\.png: cannot be read as an image .*; nor can the 15 before it"):
+    with pytest.raises(UserError, match=r"\.png: cannot be read as an image .*; the 15 images before it"):
         next(load_batches(train, in_order([0], 1), 2))

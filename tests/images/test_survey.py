@@ -55,8 +55,8 @@ def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: i
     said = describe(survey, images, record)
     assert "3 images, 12x10 to 40x50 pixels, median 20x30" in said[0]
     assert said[1:3] == ["2 classes: hat 2, shoe 1", "warning: class shoe has one image"]
-    assert said[3] == "2 of them are smaller than 16x16 and are enlarged"
-    assert said[4].startswith("1 files that are no images") and "1 files cannot be read" in said[5]
+    assert said[3] == "2 of them are smaller than 16x16 pixels and are upscaled"
+    assert said[4].startswith("1 files that are not images") and "1 files cannot be read" in said[5]
 
 
 def test_files_that_have_not_changed_are_not_decoded_again(

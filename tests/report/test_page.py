@@ -28,7 +28,7 @@ def test_it_stands_alone_and_every_picture_has_a_text(page: Path):
 def test_it_shows_every_part(page: Path):
     text = page.read_text()
     for part in ("PSNR", "perplexity", "bits per dimension", "FID", "trained on samples (CAS)", "nats per code",
-                 "temperatures 0.7", "nearest training pictures", "codebook_size", "torchvision"):  # fmt: skip
+                 "temperatures 0.7", "nearest training images", "codebook_size", "torchvision"):  # fmt: skip
         assert part in text, part
 
 

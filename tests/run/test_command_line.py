@@ -160,7 +160,7 @@ def test_help_explains_fields_and_priors(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         parse_config(["--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "share of the images held out" in words and words.endswith("such as --priors.top.layers 8.")
+    assert "Fraction of the images held out" in words and words.endswith("such as --priors.top.layers 8.")
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path:
         assert parse_config(flags, of_run=True)[0].seed == 9
     assert parse_config(["--run_dir", str(tmp_path), "--config", str(path)], of_run=True)[0].seed == 0
     assert parse_config([], of_run=True) == parse_config([])
-    with pytest.raises(UserError, match=r"config\.yaml.*give --config"):
+    with pytest.raises(UserError, match=r"config\.yaml.*pass --config"):
         parse_config(["--run_dir", str(tmp_path / "other")], of_run=True)
 
 
 def test_without_the_repository_a_configuration_is_asked_for(tmp_path: Path):
     """A package that was installed alone has no quickstart.yaml beside it."""
-    with pytest.raises(UserError, match="give --config an existing file"):
+    with pytest.raises(UserError, match="pass an existing file to --config"):
         parse_config([], default_config=tmp_path / "quickstart.yaml")
 
 

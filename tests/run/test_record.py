@@ -82,7 +82,7 @@ def test_a_run_from_before_a_field_goes_on(tiny_run: tuple[Path, Path], run: Pat
     flags = ("--config", str(tiny_run[0]), "--run_dir", str(run), "--stage1.total_steps", "6")
     message = refusal("stage1", *flags, "--autoencoder.level_dropout", "0.1")
     assert "autoencoder.level_dropout was 0.0 and is now 0.1" in message
-    assert "goes on to step 6" in succeed("stage1", *flags)
+    assert "continuing to step 6" in succeed("stage1", *flags)
     assert Generator.from_run(run).autoencoder.config.level_dropout == 0.0
 
 

@@ -254,7 +254,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pyte
 
     train(tmp_path, prior_objective(settings), settings, after_validation=page)
     assert saved == [2, 6] and (tmp_path / "model.json").exists()
-    assert capsys.readouterr().out.count("warning: the page of the run could not be written: no space for a page") == 2
+    assert capsys.readouterr().out.count("warning: the report page could not be written: no space for a page") == 2
 
 
 def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_waiting_for_data_is_warned_of_once(tmp_path: Path, capsys: pytest.Captu
     """Where the images come slower than they are trained on."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 1})
     train(tmp_path, prior_objective(settings), settings, pause=0.3)
-    assert capsys.readouterr().out.count("of the time went by waiting for data: raise images.workers") == 1
+    assert capsys.readouterr().out.count("of the time was spent waiting for data: increase images.workers") == 1
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:

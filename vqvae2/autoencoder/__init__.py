@@ -1,1 +1,1 @@
-"""Images to codes and back: the quantiser, the hierarchical autoencoder, and the care of its codebooks."""
+"""The hierarchical autoencoder: its quantizer, codebook updates, training objective and validation."""

@@ -1,4 +1,4 @@
-"""An autoencoder as stage 1 leaves it on disk: what is written beside the weights, and how it is loaded."""
+"""Build, describe and load the autoencoder that stage 1 trains."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ MADE_BY = "pipelines/stage1.py"
 
 @dataclass(frozen=True)
 class TrainedAutoencoder:
-    """A finished stage 1.
+    """The result of a finished stage 1.
 
     Attributes:
-        module: on the processor, in eval mode.
+        module: the autoencoder, on the CPU, in eval mode.
         grids: grid of codes of each level, coarsest first.
-        height_width: of the images, in pixels.
-        channels: of the images.
-        classes: names of the classes of the training images; empty where there are none.
+        height_width: size of the images in pixels.
+        channels: channels of the images.
+        classes: class names of the training images; empty without classes.
         class_frequencies: share of the training images in each class.
-        sha256: of the weights.
-        path: of the weights.
+        sha256: SHA-256 of the weights file.
+        path: path of the weights file.
     """
 
     module: Autoencoder
@@ -43,7 +43,7 @@ class TrainedAutoencoder:
 def describe_autoencoder(
     config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int]
 ) -> dict[str, Any]:
-    """What model.json says of an autoencoder trained on images with these labels."""
+    """The content of model.json for an autoencoder; `labels` are the class indices of the training images."""
     counts = Counter(labels)
     return {
         "kind": "autoencoder",
@@ -56,7 +56,11 @@ def describe_autoencoder(
 
 
 def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
-    """The autoencoder of a run; a UserError where stage 1 has not finished or its files are damaged."""
+    """Load the autoencoder of a run.
+
+    Raises:
+        UserError: stage 1 has not finished, or its files are damaged.
+    """
     directory = stage_dir(run_dir, 1)
     description = read_description(directory, MADE_BY)
     weights = read_weights(directory, description, MADE_BY)
@@ -78,7 +82,7 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
 
 
 def build_autoencoder(config: AutoencoderConfig, channels: int, seed: int) -> Autoencoder:
-    """A new autoencoder with weights drawn from the seed."""
+    """A new autoencoder, randomly initialized from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Autoencoder(config, channels)

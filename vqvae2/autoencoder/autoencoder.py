@@ -13,21 +13,21 @@ from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.config import AutoencoderConfig
 from vqvae2.images.convert import to_float, to_uint8
 
-FEATURE_SCALE = 0.3  # of a new network's features, beside that of its hidden activations
-IMAGE_SCALE = 0.1  # likewise of its image
-INPUTS_AT_RATE = 4096  # of a layer that would learn at the rate itself; half and a quarter of it learnt more slowly
+FEATURE_SCALE = 0.3  # initial scale of the features, relative to the hidden activations
+IMAGE_SCALE = 0.1  # initial scale of the decoded image, relative to the hidden activations
+INPUTS_AT_RATE = 4096  # inputs per output at which the rate factor is 1; with 2048 and 1024, models learned more slowly
 LARGEST_RATE_FACTOR = 8.0
 
 
 class Reconstruction(NamedTuple):
-    """Decoded images (B, C, H, W), about [-1, 1], and what each level made of its features, coarsest first."""
+    """Decoded images (B, C, H, W), approximately in [-1, 1], and the quantizer output of each level, coarsest first."""
 
     images: Tensor
     quantised: list[Quantised]
 
 
 class Losses(NamedTuple):
-    """The terms of the loss as means over elements, and their weighted sum `total`."""
+    """The terms of the loss, each a mean over elements, and their weighted sum `total`."""
 
     total: Tensor
     reconstruction: Tensor
@@ -36,15 +36,16 @@ class Losses(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Encoders from fine to coarse, quantisers and decoders from coarse to fine (Razavi et al. 2019, algorithm 1).
+    """The hierarchical VQ-VAE with one encoder, quantizer and decoder per level (Razavi et al. 2019, algorithm 1).
 
-    The coarsest level is quantised first. The decoder of a level sees its code vectors and all
-    coarser ones; what it makes of them joins the next finer level's features before that level
-    is quantised. The finest level's decoder makes the image. Lists run coarsest level first.
+    The encoders run from the finest level to the coarsest, the quantizers and decoders from the coarsest to the
+    finest. The decoder of a level receives the level's code vectors and the output of the next coarser decoder.
+    Its output is concatenated with the features of the next finer level before that level is quantized. The
+    finest decoder outputs the image. All lists are ordered coarsest level first.
     """
 
     def __init__(self, config: AutoencoderConfig, channels: int):
-        """`channels`: of the images."""
+        """Build the autoencoder for images with `channels` channels."""
         super().__init__()
         self.config = config
         hidden = config.hidden_channels
@@ -73,9 +74,10 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """He et al. 2015, so that the signal keeps its size; residual blocks begin as the identity.
+        """Initialize as in He et al. 2015, which keeps the scale of the signal; residual blocks start as the identity.
 
-        The features begin small, for the commitment loss not to outweigh their use, and the image near its mean.
+        Initial features are small, so that the commitment loss does not dominate the reconstruction loss. The
+        initial image is close to zero, the middle of its range.
         """
         for convolution in self._convolutions():
             convolution.weight.normal_(std=math.sqrt(2 / inputs_per_output(convolution)))
@@ -88,11 +90,11 @@ class Autoencoder(nn.Module):
         self.decoders[-1][-1].weight.mul_(IMAGE_SCALE)
 
     def rate_factors(self) -> dict[nn.Parameter, float]:
-        """By what the learning rate is multiplied for the weights of each convolution.
+        """Learning rate multiplier for the weight of each convolution.
 
-        An update of Adam moves every weight by about the rate, so a layer's output moves by the rate times the
-        number of its inputs, and layers with few inputs would hardly learn (Yang et al. 2022, Tensor Programs V,
-        table 3: the rate goes with 1 / inputs).
+        Adam changes every weight by about the learning rate, so the output of a layer changes by about the rate
+        times the number of inputs. With one rate for all layers, those with few inputs would hardly learn
+        (Yang et al. 2022, Tensor Programs V, table 3: the rate is proportional to 1 / inputs).
         """
         return {x.weight: min(LARGEST_RATE_FACTOR, INPUTS_AT_RATE / inputs_per_output(x)) for x in self._convolutions()}
 
@@ -100,31 +102,35 @@ class Autoencoder(nn.Module):
         return (x for x in self.modules() if isinstance(x, (nn.Conv2d, nn.ConvTranspose2d)))
 
     def forward(self, images: Tensor, shown_levels: Tensor | None = None, quantises: bool = True) -> Reconstruction:
-        """Images (B, C, H, W), uint8 or float in [-1, 1] -> their reconstruction.
+        """Encode, quantize and decode images.
 
         Args:
-            images: what is reconstructed.
-            shown_levels: (B,), how many levels of each image reach the decoders, coarsest first; None: all. The
-                mean of its codebook stands at each position of a hidden level.
-            quantises: if not, the decoders get the features themselves.
+            images: (B, C, H, W), uint8 or float in [-1, 1].
+            shown_levels: (B,), number of levels of each image that the decoders receive, counted from the coarsest;
+                None: all. Each position of a hidden level receives the mean vector of the level's codebook.
+            quantises: whether to quantize; if False, the decoders receive the features themselves.
         """
         quantised = []
         context = None
         for i, (features, to_codes, quantiser, decode) in enumerate(
             zip(self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True)
         ):
-            features = to_codes(_join(features, context))
+            features = to_codes(_join(features, context))  # (B, D, h, w), the level's grid
             result = quantiser(features) if quantises else quantiser.pass_through(features)
             quantised.append(result)
-            vectors = result.vectors
+            vectors = result.vectors  # (B, D, h, w)
             if shown_levels is not None:
-                shown = (shown_levels > i).view(-1, 1, 1, 1)
+                shown = (shown_levels > i).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
                 vectors = torch.where(shown, vectors, quantiser.mean_vector().to(vectors.dtype))
-            context = decode(_join(vectors, context))
+            context = decode(_join(vectors, context))  # (B, D, h, w) of the next finer level; finally (B, C, H, W)
         return Reconstruction(context, quantised)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, C, H, W), uint8 or float in [-1, 1] -> codes (B, H / stride, W / stride) by level, int64."""
+        """Encode images (B, C, H, W), uint8 or float in [-1, 1].
+
+        Returns:
+            Codes (B, H / stride, W / stride), int64, by level name.
+        """
         codes = {}
         context = None
         for i, features in enumerate(self._features(images)):
@@ -135,10 +141,9 @@ class Autoencoder(nn.Module):
         return codes
 
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
-        """Codes of every level -> uint8 images (B, C, H, W).
+        """Decode codes (B, H / stride, W / stride) by level name to uint8 images (B, C, H, W).
 
-        Levels may be left out from the finest up: the mean of their codebook
-        then stands at each of their positions.
+        The finest levels may be omitted: each of their positions then receives the mean vector of the codebook.
         """
         context = None
         for name, quantiser, decode in zip(self.names, self.quantisers, self.decoders, strict=True):
@@ -151,7 +156,10 @@ class Autoencoder(nn.Module):
         return to_uint8(context)
 
     def losses(self, images: Tensor, reconstruction: Reconstruction) -> Losses:
-        """The loss of a reconstruction of `images` (Oord et al. 2017, equation 3), summed over the levels."""
+        """The loss of a reconstruction of `images` (Oord et al. 2017, equation 3).
+
+        The commitment and codebook terms are summed over the levels.
+        """
         distance = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.reconstruction_loss]
         decoded = reconstruction.images
         term = distance(decoded, as_float(images, decoded.dtype))
@@ -163,7 +171,7 @@ class Autoencoder(nn.Module):
         return Losses(total, term, commitment, codebook)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Encoder outputs, coarsest level first."""
+        """Encoder outputs (B, hidden_channels, h, w) of each level, coarsest first."""
         x = as_float(images, self.to_codes[0].weight.dtype).contiguous(memory_format=torch.channels_last)
         features = []
         for encode in reversed(self.encoders):
@@ -173,7 +181,7 @@ class Autoencoder(nn.Module):
 
 
 def as_float(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images in [-1, 1], whether they come as uint8 or as floats already."""
+    """Convert images to `dtype`: uint8 is scaled to [-1, 1], floats are expected to be in that range already."""
     return to_float(images, dtype) if images.dtype == torch.uint8 else images.to(dtype)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x))))."""
+    """Residual block x + conv1x1(relu(conv3x3(relu(x)))) on (B, channels, H, W)."""
 
     def __init__(self, channels: int, residual_channels: int):
         super().__init__()
@@ -15,13 +15,16 @@ class ResidualBlock(nn.Module):
         self.merge = nn.Conv2d(residual_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.merge(F.relu(self.spread(F.relu(x))))
+        return x + self.merge(F.relu(self.spread(F.relu(x))))  # (B, channels, H, W)
 
 
 def encoder(
     in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int
 ) -> nn.Sequential:
-    """(B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio), halved by each strided convolution."""
+    """Encoder (B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio).
+
+    Each strided convolution halves height and width.
+    """
     halvings = ratio.bit_length() - 1
     widths = [in_channels, hidden_channels // 2] + [hidden_channels] * (halvings - 1)
     layers: list[nn.Module] = []
@@ -35,7 +38,10 @@ def encoder(
 def decoder(
     in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int, out_channels: int
 ) -> nn.Sequential:
-    """(B, in_channels, H, W) -> (B, out_channels, H * ratio, W * ratio), the mirror image of `encoder`."""
+    """Decoder (B, in_channels, H, W) -> (B, out_channels, H * ratio, W * ratio), the reverse of `encoder`.
+
+    Each transposed convolution doubles height and width.
+    """
     doublings = ratio.bit_length() - 1
     widths = [hidden_channels] * (doublings - 1) + [hidden_channels // 2] * (doublings > 1) + [out_channels]
     widths = [hidden_channels, *widths][-doublings - 1 :]
@@ -47,7 +53,10 @@ def decoder(
 
 
 def inputs_per_output(convolution: nn.Conv2d | nn.ConvTranspose2d) -> int:
-    """How many products an output sums up; of a transposed kernel each output meets a part only."""
+    """Number of products summed in each output value.
+
+    In a strided transposed convolution, each output uses only a part of the kernel.
+    """
     if isinstance(convolution, nn.ConvTranspose2d):
         (height, width), (down, right) = convolution.kernel_size, convolution.stride
         return convolution.in_channels * (height // down) * (width // right)

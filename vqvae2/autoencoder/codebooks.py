@@ -1,7 +1,7 @@
-"""What keeps codebooks alive: the start from data, the moving average (Oord et al. 2017, appendix A.1), revival.
+"""Codebook updates: k-means initialization, moving average (Oord et al. 2017, appendix A.1), revival of unused codes.
 
-Every decision depends on (seed, step, level, place in the global batch) alone, and
-every sum goes over all processes, so that the codebooks are the same on each of them.
+Random choices are functions of (seed, step, level, batch index) only, and all sums are taken over all processes,
+so the codebooks are identical on every process.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.average import average_decay
 from vqvae2.training.objective import Reduce
 
-VECTORS_PER_CODE = 64  # that k-means looks at
+VECTORS_PER_CODE = 64  # feature vectors per code that k-means uses
 KMEANS_ITERATIONS = 10
-CHECKS = 64  # for unused codes within a window
-EARLY_SHARE = 64  # the window is at most this part of the images seen: most codes are lost in the beginning
-EMPTY = 1e-6  # a code with a smaller moving count keeps its vector: it has nothing to average
+CHECKS = 64  # checks for unused codes per revival window
+EARLY_SHARE = 64  # the window is at most 1/64 of the images seen so far: most codes become unused early in training
+EMPTY = 1e-6  # a code with a smaller average count keeps its vector: there is nothing to average
 
 
 def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm: (N, D) -> centres (k, D) and how many vectors each has, float (k,).
+    """Lloyd's algorithm: vectors (N, D) -> centers (k, D) and the number of vectors of each center, float (k,).
 
-    Empty centres move to random vectors.
+    Centers without vectors are replaced by random vectors.
     """
     order = torch.randperm(len(vectors), generator=generator)
     centres = vectors[order[torch.arange(k) % len(vectors)]]
@@ -42,7 +42,7 @@ def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor
 
 
 def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """How many of `vectors` (N, D) have each code (N,), and their sum: (k,), (k, D)."""
+    """Number and sum of the `vectors` (N, D) of each code, given their `codes` (N,): (k,) and (k, D)."""
     counts = torch.zeros(k, dtype=vectors.dtype, device=vectors.device)
     counts.index_add_(0, codes, torch.ones_like(codes, dtype=vectors.dtype))
     sums = torch.zeros(k, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
@@ -50,14 +50,26 @@ def count_and_sum(vectors: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 class Picks(NamedTuple):
-    """Features to be taken from a global batch: for each, the image's place in it and the place in the image."""
+    """Which feature vectors to take from a global batch.
+
+    Attributes:
+        batch_indices: batch index of each vector's image, (count,).
+        positions: position of each vector in the image's grid, in raster order, (count,).
+    """
 
     batch_indices: Tensor
     positions: Tensor
 
 
 def random_picks(count: int, batch_size: int, positions: int, generator: torch.Generator) -> Picks:
-    """`count` places in a global batch, drawn at random."""
+    """Draw `count` random feature vectors of a global batch, without replacement if the batch has that many.
+
+    Args:
+        count: number of vectors.
+        batch_size: images of the global batch.
+        positions: positions in the grid of each image.
+        generator: CPU generator.
+    """
     available = batch_size * positions
     if count <= available:
         flat = torch.randperm(available, generator=generator)[:count]
@@ -67,7 +79,7 @@ def random_picks(count: int, batch_size: int, positions: int, generator: torch.G
 
 
 def take(picks: Picks, features: Tensor, batch_indices: Tensor, batch_size: int) -> Tensor:
-    """The picked vectors that lie in this process's `features` (B, D, H, W), zero for the others: (count, D)."""
+    """The picked vectors in this process's `features` (B, D, H, W), zeros for those of other processes: (count, D)."""
     device = features.device
     row_of = torch.full((batch_size,), -1, device=device)
     row_of[batch_indices.to(device)] = torch.arange(len(batch_indices), device=device)
@@ -78,28 +90,28 @@ def take(picks: Picks, features: Tensor, batch_indices: Tensor, batch_size: int)
 
 
 class _Level:
-    """Moving average and usage of one level's codebook."""
+    """Moving averages and usage of one level's codebook."""
 
     def __init__(self, codebook: nn.Parameter):
-        self.codebook = codebook  # not its data, which moving the module would replace
+        self.codebook = codebook  # the parameter, not its data: moving the module replaces the data
         size = len(codebook)
         self.average_count = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)
         self.average_sum = torch.zeros_like(codebook, requires_grad=False)
-        self.unused_images = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)  # since its last use
+        self.unused_images = torch.zeros(size, dtype=codebook.dtype, device=codebook.device)  # images since last used
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was seen since the last update."""
+        """Reset what was accumulated since the last update."""
         self.count = torch.zeros_like(self.average_count)
         self.sum = torch.zeros_like(self.average_sum)
         self.candidates = torch.zeros_like(self.average_sum)
 
 
 class Codebooks:
-    """The codebooks of an autoencoder in training: call `observe` after each forward pass, `update` once a step."""
+    """Updates the codebooks during training: call `observe` after each forward pass and `update` once per step."""
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
-        """`batch_size`: of the global batch, in images."""
+        """Set up for a global batch of `batch_size` images."""
         config = autoencoder.config
         self.autoencoder = autoencoder
         self.batch_size = batch_size
@@ -112,14 +124,14 @@ class Codebooks:
 
     @torch.no_grad()
     def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
-        """Set every codebook to the k-means centres of its level's features.
+        """Initialize every codebook with the k-means centers of its level's features.
 
-        The coarsest level comes first: finer features depend on it.
+        Levels are initialized coarsest first, because finer features depend on coarser codebooks.
 
         Args:
-            batches: the first global batches, as many as it takes: of each, this
-                process's (images, batch_indices) by accumulation step.
-            reduce: sum over all processes.
+            batches: yields, for each global batch, this process's (images, batch_indices) of each accumulation step;
+                read until there are enough features.
+            reduce: sums a tensor over all processes.
         """
         read: list[list[tuple[Tensor, Tensor]]] = []
         for i, level in enumerate(self.levels):
@@ -141,7 +153,11 @@ class Codebooks:
     def _draw(
         self, parts: list[tuple[Tensor, Tensor]], i: int, count: int, generator: torch.Generator
     ) -> tuple[Tensor, int]:
-        """Up to `count` of level i's features in one global batch, those lying here, and the codes an image has."""
+        """Take up to `count` random feature vectors of level i from one global batch.
+
+        Returns:
+            The vectors (count, D), zeros for those of other processes, and the number of codes per image.
+        """
         vectors: Tensor | float = 0.0
         picks = None
         for images, batch_indices in parts:
@@ -154,7 +170,7 @@ class Codebooks:
 
     @torch.no_grad()
     def observe(self, quantised: list[Quantised], batch_indices: Tensor, step: int) -> None:
-        """Take note of one forward pass's features; `batch_indices` (B,): its images' places in the global batch."""
+        """Accumulate the features of one forward pass; `batch_indices` (B,): the batch index of each image."""
         for i, (level, result) in enumerate(zip(self.levels, quantised, strict=True)):
             flat = rearrange(result.features, "b d h w -> (b h w) d")
             count, total = count_and_sum(flat, result.codes.flatten(), len(level.codebook))
@@ -168,11 +184,12 @@ class Codebooks:
 
     @torch.no_grad()
     def update(self, step: int, applied: Tensor, reduce: Reduce) -> None:
-        """End a step: sum over all processes, move the averages, revive what stayed unused over the window.
+        """End a step: sum over all processes, update the moving averages and revive codes unused over the window.
 
         Args:
-            applied: bool scalar on the device; where false nothing changes.
-            reduce: sum over all processes; called once.
+            step: steps since the codebooks were initialized.
+            applied: bool scalar on the device; if false, nothing changes.
+            reduce: sums a tensor over all processes; called once.
         """
         revives = self._revives(step)
         parts = [t for x in self.levels for t in (x.count, x.sum, *([x.candidates] if revives else []))]
@@ -189,9 +206,9 @@ class Codebooks:
             level.clear()
 
     def _move_average(self, level: _Level, decay: float, applied: Tensor) -> None:
-        """N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum, e = m / N, with the decay warmed up.
+        """N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum, e = m / N, with a warm-up of the decay.
 
-        Both averages start together, so that their ratio needs no correction for a start at zero.
+        Both averages start at the same step with the same decay, so their ratio needs no bias correction.
         """
         _keep(level.average_count, level.average_count.lerp(level.count, 1 - decay), applied)
         _keep(level.average_sum, level.average_sum.lerp(level.sum, 1 - decay), applied)
@@ -200,7 +217,7 @@ class Codebooks:
         _keep(level.codebook, torch.where(count > EMPTY, mean, level.codebook), applied)
 
     def _revive(self, level: _Level, candidates: Tensor, step: int, applied: Tensor) -> None:
-        """Put features of this step in the place of code vectors that were not chosen over the window."""
+        """Replace code vectors that were unused over the window with random features of this step."""
         seen = (step + 1) * self.batch_size
         dead = (level.unused_images >= min(self.window_images, seen / EARLY_SHARE)) & applied
         level.codebook.copy_(torch.where(dead[:, None], candidates, level.codebook))
@@ -212,7 +229,7 @@ class Codebooks:
         return self.window_images > 0 and (step + 1) % self.check_every == 0
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs besides the codebooks."""
+        """Everything that a resumed run needs in addition to the codebooks."""
         return {
             f"{name}.{key}": getattr(level, key)
             for name, level in zip(self.autoencoder.names, self.levels, strict=True)
@@ -220,11 +237,11 @@ class Codebooks:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up `state` again."""
+        """Load what `state` returned."""
         for key, tensor in self.state().items():
             tensor.copy_(state[key])
 
 
 def _keep(target: Tensor, value: Tensor, applied: Tensor) -> None:
-    """target <- value where the step was applied."""
+    """Copy `value` into `target` if the step was applied."""
     target.copy_(torch.where(applied, value, target))

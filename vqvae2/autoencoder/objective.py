@@ -1,4 +1,4 @@
-"""What stage 1 minimises, and how it keeps the codebooks."""
+"""The training objective of stage 1."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,23 +12,30 @@ from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.objective import Loss, Reduce
 from vqvae2.training.optimiser import BETAS
 
-CONTINUOUS_LEVEL_DROPOUT = 0.25  # while nothing is quantised
+CONTINUOUS_LEVEL_DROPOUT = 0.25  # before quantization starts
 
 
 class AutoencoderObjective:
-    """Stage 1: reconstruction and commitment, codebooks by moving average or by the codebook loss.
+    """The objective of stage 1: reconstruction and commitment loss, and codebook updates by moving average or loss.
 
-    In the first steps nothing is quantised: the features of a new network say nothing
-    yet, and codebooks that start from them are left behind by the first updates. Of some
-    images the finer levels are hidden meanwhile: as long as nothing is quantised the
-    finest level can carry everything, and the coarse ones would learn nothing. Later they
-    are hidden of a share `level_dropout` of the images.
+    Quantization starts at `start_step`. The features of an untrained network carry no information and change
+    quickly, so codebooks initialized from them would soon no longer fit. Until then, the finer levels of a share
+    CONTINUOUS_LEVEL_DROPOUT of the images are hidden from the decoders: without quantization, the finest level can
+    carry all information, and the coarser levels would learn nothing. After `start_step`, the finer levels of a
+    share `level_dropout` of the images are hidden.
     """
 
     betas = BETAS
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
-        """`autoencoder`: on its device. `batch_size`: of the global batch."""
+        """Set up the objective.
+
+        Args:
+            autoencoder: the model, already on its device.
+            batch_size: images of the global batch.
+            total_steps: training steps; quantization starts after at most half of them.
+            seed: seed of the run.
+        """
         self.module = autoencoder
         self.rate_factors = autoencoder.rate_factors()
         self.start_step = min(autoencoder.config.continuous_steps, total_steps // 2)
@@ -52,9 +59,9 @@ class AutoencoderObjective:
         return Loss(losses.total, metrics)
 
     def _levels_shown(self, step: int, share: float, batch_indices: Tensor) -> Tensor:
-        """How many levels of each image reach the decoders: (B,), from 1 to all.
+        """Number of levels of each image that the decoders receive: (B,), from 1 to all.
 
-        It is fewer than all for this share of the global batch, unless there is one level only.
+        Each image of the global batch receives fewer than all with probability `share`, unless there is only one level.
         """
         size, levels = self.codebooks.batch_size, len(self.module.names)
         generator = keyed_generator(self.seed, "level dropout", step)
@@ -72,5 +79,5 @@ class AutoencoderObjective:
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.codebooks.load_state(state)
         began = int(state["start_step"])
-        if began >= 0:  # another number of steps in all would move it
+        if began >= 0:  # a changed total_steps must not move it
             self.start_step, self.started = began, True

@@ -1,4 +1,4 @@
-"""How well an autoencoder gives held-out images back, and how well it uses its codebooks."""
+"""Validation of an autoencoder on held-out images: reconstruction error and codebook usage."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vqvae2.training.order import in_order
 from vqvae2.training.window import share_of, validation_window
 
 GRID_IMAGES = 8
-LOW_USAGE = 0.1  # of the codes that a level could use
+LOW_USAGE = 0.1  # share of the codes that a level can use on the validation images
 
 
 def validate_autoencoder(
@@ -29,27 +29,28 @@ def validate_autoencoder(
     accelerator: Accelerator,
     grid: Path | None,
 ) -> dict[str, float]:
-    """Metrics of the reconstructions of `validation_window`; every process takes its share of the images.
+    """Compute reconstruction and codebook metrics on the `validation_window`, split over all processes.
 
     Args:
-        autoencoder: in eval mode, not wrapped.
-        images: held out.
-        batch_size: images of one process at a time.
-        workers: that load images.
-        accelerator: whose autocast is used.
-        grid: where a picture of originals, reconstructions from the coarsest
-            level alone and from all goes; None: nowhere.
+        autoencoder: the model in eval mode, not wrapped by the accelerator.
+        images: held-out images.
+        batch_size: images per process at a time.
+        workers: processes that load images.
+        accelerator: provides autocast and reduction over processes.
+        grid: file to save a picture to, with originals, reconstructions from the coarsest level alone, and
+            reconstructions from all levels; None: no picture.
 
     Returns:
-        mse: mean squared error of pixels in [-1, 1], of reconstructions rounded to 8 bits, as evaluation.json has it.
-        psnr: decibels, mean over images, of the same.
-        LEVEL_usage, LEVEL_perplexity: over the window.
+        A dictionary of metrics:
+            mse: mean squared error of pixels in [-1, 1], of reconstructions rounded to 8 bits, as in evaluation.json.
+            psnr: peak signal-to-noise ratio of the same reconstructions in decibels, mean over images.
+            LEVEL_usage, LEVEL_perplexity: codebook usage of each level over the window.
     """
     window = validation_window(len(images))
     mine = share_of(window, accelerator)
     levels = autoencoder.config.levels
     counts = [torch.zeros(level.codebook_size, dtype=torch.long, device=accelerator.device) for level in levels]
-    sums = torch.zeros(3, dtype=widest_float(accelerator.device), device=accelerator.device)  # MSE, PSNR, images
+    sums = torch.zeros(3, dtype=widest_float(accelerator.device), device=accelerator.device)  # MSE, PSNR, image count
     for batch in load_batches(
         images, in_order(mine, batch_size), workers=0 if len(mine) <= batch_size else min(workers, 2)
     ):
@@ -73,13 +74,13 @@ def validate_autoencoder(
 def usage_warnings(
     metrics: dict[str, float], config: AutoencoderConfig, height_width: tuple[int, int], num_images: int
 ) -> list[str]:
-    """A line for each level that uses under a tenth of its codes, of those that the window could use at all.
+    """A warning for each level that uses less than a tenth of the codes that it can use on the validation images.
 
     Args:
-        metrics: of `validate_autoencoder`.
-        config: of the autoencoder.
-        height_width: of the images, in pixels.
-        num_images: held out.
+        metrics: result of `validate_autoencoder`.
+        config: configuration of the autoencoder.
+        height_width: size of the images in pixels.
+        num_images: number of held-out images.
     """
     lines = []
     images = len(validation_window(num_images))
@@ -88,8 +89,8 @@ def usage_warnings(
         if used < LOW_USAGE * min(grid.codebook_size, images * grid.height * grid.width):
             lines.append(
                 f"warning: level {grid.name} uses {used} of its {grid.codebook_size} codes on the held-out images: "
-                f"begin anew with a larger autoencoder.continuous_steps (now {config.continuous_steps}), a smaller "
-                f"autoencoder.revival_window_images (now {config.revival_window_images}), a lower "
+                f"start a new run with a larger autoencoder.continuous_steps (now {config.continuous_steps}), "
+                f"a smaller autoencoder.revival_window_images (now {config.revival_window_images}), a lower "
                 f"stage1.learning_rate, or a smaller codebook_size"
             )
     return lines
@@ -98,7 +99,10 @@ def usage_warnings(
 def save_reconstruction_grid(
     autoencoder: Autoencoder, images: ImageSet, indices: list[int], path: Path, accelerator: Accelerator
 ) -> None:
-    """Rows of originals, of reconstructions from the coarsest of several levels alone, and from all levels."""
+    """Save a picture with a row of originals and a row of reconstructions from all levels.
+
+    With several levels, a row between them shows reconstructions from the coarsest level alone.
+    """
     originals = torch.stack([images.load(i) for i in indices]).to(accelerator.device)
     with accelerator.autocast():
         codes = autoencoder.encode(originals)

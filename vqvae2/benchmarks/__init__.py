@@ -1,1 +1,1 @@
-"""How fast the parts are, beside the limit that the machine sets for each; see pipelines/benchmark.py."""
+"""Speed of the parts of a run, where possible compared with a limit for the machine; see pipelines/benchmark.py."""

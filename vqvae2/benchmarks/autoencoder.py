@@ -1,4 +1,4 @@
-"""The autoencoder's speed beside the limit: its bare convolutions, without quantisers and codebook updates."""
+"""Speed of the autoencoder compared with its limit: the convolutions without quantizers and codebook updates."""
 
 import itertools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vqvae2.training.optimiser import build_optimiser, set_rate
 
 
 class _Unquantised(nn.Module):
-    """In the place of a quantiser: the features themselves."""
+    """Replacement for a quantizer that returns the features unchanged."""
 
     def forward(self, features: Tensor) -> Quantised:
         return Quantised(features, features, features, features, features)
@@ -34,7 +34,7 @@ class _Unquantised(nn.Module):
 
 
 def measure_stage1(config: Config, repetitions: int) -> list[Row]:
-    """A whole training step on random images, and one of the bare convolutions."""
+    """Time a full training step on random images, and a training step of the bare convolutions."""
     accelerator = start_accelerator("stage1", config.stage1.mixed_precision)
     images = _random_images(config, config.stage1.batch_size, accelerator.device)
     step = _training_step(config, images, accelerator)
@@ -45,7 +45,7 @@ def measure_stage1(config: Config, repetitions: int) -> list[Row]:
 
 
 def measure_encode(config: Config, repetitions: int) -> list[Row]:
-    """Random images to codes, and the convolutions that this takes."""
+    """Time the encoding of random images to codes, and its convolutions alone."""
     accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
     images = _random_images(config, config.stage2.batch_size, accelerator.device)
     encode = _encoding(_new_autoencoder(config, accelerator), images, accelerator)
@@ -67,7 +67,7 @@ def _rows(
     repetitions: int,
     memory: float,
 ) -> list[Row]:
-    """A row for each of `ways`, the first of which is ours and the second its limit."""
+    """Time two `ways`, the implementation and its limit in this order, and return a row for each."""
     seconds = seconds_per_call(ways, accelerator.device, repetitions)
     ours, limit = seconds.values()
     shared = conditions(what, config.images.height_width, len(images), accelerator.mixed_precision, accelerator.device)
@@ -93,7 +93,7 @@ def _bare_autoencoder(config: Config, accelerator: Accelerator) -> Autoencoder:
 
 
 def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> Callable[[], None]:
-    """Stage 1's own step: loss, gradient, clipping, update of weights and codebooks."""
+    """The training step of stage 1: loss, backward pass, gradient clipping, update of parameters and codebooks."""
     autoencoder = _new_autoencoder(config, accelerator)
     objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
     optimiser = build_optimiser(autoencoder, objective.rate_factors, objective.betas)

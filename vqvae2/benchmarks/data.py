@@ -1,4 +1,4 @@
-"""How fast images are decoded and codes are read, on one processor core."""
+"""Speed of decoding images and of reading codes, on one CPU core."""
 
 import tempfile
 from functools import partial
@@ -17,14 +17,14 @@ from vqvae2.images.decode import read_image
 
 PHOTOGRAPHS = {"256x256 JPEG": (256, 256), "3-megapixel JPEG": (2048, 1536)}  # (width, height)
 QUALITY = 85
-FILES = 32  # that a call reads
+FILES = 32  # read in each call
 RECORDS = 4000
 WRITTEN_AT_A_TIME = 100
 CPU = torch.device("cpu")
 
 
 def measure_images(config: Config, repetitions: int) -> list[Row]:
-    """Images a second that one process decodes to the size of the configuration."""
+    """Measure how many images per second one process decodes and resizes to the configured size."""
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, list[Path]] = {}
         for way, size in PHOTOGRAPHS.items():
@@ -38,7 +38,7 @@ def measure_images(config: Config, repetitions: int) -> list[Row]:
 
 
 def measure_codes(config: Config, repetitions: int) -> list[Row]:
-    """Records a second that one process reads in random order, and the bytes that an image takes on disk."""
+    """Measure how many records per second one process reads in random order, and the bytes per image on disk."""
     shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "codes.lmdb"
@@ -64,7 +64,7 @@ def _record(shapes: list[LevelGrid], index: int) -> Codes:
 
 
 def _photograph(size: tuple[int, int], seed: int) -> Image.Image:
-    """As much detail as a photograph has: noise of several scales."""
+    """Make an image with about as much detail as a photograph: noise at several scales."""
     generator = torch.Generator().manual_seed(seed)
     width, height = size
     pixels = torch.zeros(3, height, width)

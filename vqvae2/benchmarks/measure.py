@@ -1,4 +1,4 @@
-"""Each measurement in a process of its own, so that its peak memory is its own too."""
+"""Run each measurement in a separate process, so that its peak memory is not affected by the others."""
 
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -11,7 +11,7 @@ from vqvae2.errors import UserError
 if TYPE_CHECKING:
     from vqvae2.benchmarks.report import Row
 
-MEASUREMENTS = {  # name -> the module and the function that make it, imported when it is asked for
+MEASUREMENTS = {  # name -> module and function, imported when needed
     "stage1": ("autoencoder", "measure_stage1"),
     "encode": ("autoencoder", "measure_encode"),
     "prior": ("prior", "measure_prior"),
@@ -22,22 +22,22 @@ MEASUREMENTS = {  # name -> the module and the function that make it, imported w
 
 
 def measure(what: str, config: Config, repetitions: int) -> "list[Row]":
-    """The rows of the named measurements.
+    """Run the named measurements and return their rows.
 
     Args:
-        what: names out of MEASUREMENTS, separated by commas.
-        config: sizes and batch sizes.
-        repetitions: calls of each way.
+        what: names from MEASUREMENTS, separated by commas.
+        config: the configuration that gives the sizes and batch sizes.
+        repetitions: number of timed calls of each function.
 
     Raises:
-        UserError: an unknown name, or no repetitions.
+        UserError: a name is unknown, or `repetitions` is less than 1.
     """
     names = [name.strip() for name in what.split(",")]
     for name in names:
         if name not in MEASUREMENTS:
-            raise UserError(f"what: {name!r} is not valid: one or more of {', '.join(MEASUREMENTS)}")
+            raise UserError(f"what: {name!r} is not valid: use one or more of {', '.join(MEASUREMENTS)}")
     if repetitions < 1:
-        raise UserError(f"repetitions: {repetitions} is not valid: 1 or more")
+        raise UserError(f"repetitions: {repetitions} is not valid: use 1 or more")
     rows: list[Row] = []
     for name in names:
         module, function = MEASUREMENTS[name]

@@ -1,4 +1,4 @@
-"""The priors' training speed beside a matrix product's, and cached sampling beside a whole pass a code."""
+"""Training speed of the priors compared with a matrix product; cached sampling compared with a full pass per code."""
 
 from collections.abc import Callable
 
@@ -20,14 +20,14 @@ from vqvae2.run.precision import widest_float
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
 CLASSES = 10
-PRODUCT_SIDE = 4096  # of the matrices that are multiplied for the limit
+PRODUCT_SIDE = 4096  # side of the square matrices whose product is the limit
 SAMPLING_BATCHES = (1, 2, 16)
-SAMPLED_ROWS = 2  # that a call draws, in the middle of the grid
+SAMPLED_ROWS = 2  # sampled in each call, in the middle of the grid
 SCALING_GRIDS = (16, 32, 64, 128)
 
 
 def measure_prior(config: Config, repetitions: int) -> list[Row]:
-    """A training step of each level's prior on random codes: images, floating-point operations a second, memory."""
+    """Time a training step of the prior of each level on random codes: images and FLOP per second, peak memory."""
     rows: list[Row] = []
     for name, prior_config in config.priors.items():
         train = prior_config.train
@@ -58,8 +58,9 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
 
 
 def measure_sample(config: Config, repetitions: int) -> list[Row]:
-    """Seconds a code of each level, and for all levels, at several batch sizes, cached and by whole passes; then of
-    growing grids.
+    """Time sampling, cached and by full passes, for each level and all levels together, at several batch sizes.
+
+    Cached sampling is then timed for increasing sizes of the grid.
     """
     accelerator = start_accelerator("stage2", "auto")
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
@@ -78,7 +79,7 @@ def measure_sample(config: Config, repetitions: int) -> list[Row]:
 
 
 def _together(of_levels: list[Row]) -> list[Row]:
-    """What the rows of the single levels come to for whole images, one row for each way."""
+    """Sum the rows of the levels to rows for whole images, one row for each way."""
     seconds: dict[str, float] = {}
     for row in of_levels:
         way = row["way"].split(",")[0]
@@ -92,7 +93,10 @@ def _together(of_levels: list[Row]) -> list[Row]:
 
 
 def new_prior(config: Config, level: str, side: int | None = None) -> Prior:
-    """An untrained prior of a level; with `side` its grid is a square of that many codes, the coarser ones to match."""
+    """Build an untrained prior of a level.
+
+    With `side`, the finest grid is side x side codes, and the coarser grids are scaled accordingly.
+    """
     shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     if side is not None:
         finest = shapes[-1]
@@ -136,7 +140,7 @@ def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
 def _sampling_rows(
     prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, whole_passes: bool
 ) -> list[Row]:
-    """Seconds a code, drawn from the cache in the middle of the grid, and if wanted by a pass over the whole grid."""
+    """Time cached sampling in the middle of the grid and, with `whole_passes`, a pass over the whole grid per code."""
     device = accelerator.device
     height, width = prior.grid.height, prior.grid.width
     sampled_rows = range(height // 2, min(height, height // 2 + SAMPLED_ROWS))

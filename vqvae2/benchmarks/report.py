@@ -1,4 +1,4 @@
-"""What was measured, as a table for the eye and as a file that grows by each measurement."""
+"""Results of the measurements: a text table to print, and a JSON file that results are appended to."""
 
 import json
 from datetime import UTC, datetime
@@ -11,11 +11,11 @@ from vqvae2.errors import UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.environment import device_name
 
-Row = dict[str, Any]  # metrics by name; what a row has no figure for it leaves out
+Row = dict[str, Any]  # metrics by name; missing metrics are left out
 
 
 def conditions(what: str, height_width: tuple[int, int], batch_size: int, precision: str, device: torch.device) -> Row:
-    """What every row says: under which conditions its metrics were taken."""
+    """The fields that every row contains: the conditions of the measurement."""
     height, width = height_width
     return {
         "what": what,
@@ -27,7 +27,7 @@ def conditions(what: str, height_width: tuple[int, int], batch_size: int, precis
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as lines of text with a column for each name that occurs."""
+    """Format rows as a text table with a column for each name that occurs."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
@@ -49,22 +49,22 @@ def _cell(value: object) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows that a file holds; none where it does not exist.
+    """Read the rows of a file; an empty list if the file does not exist.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file cannot be read, or is not a JSON list.
     """
     try:
         rows = json.loads(path.read_text()) if path.exists() else []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): name another file with --output") from error
+        raise UserError(f"{path}: cannot be read ({error}): use another file with --output") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path}: holds no list of measurements: name another file with --output")
+        raise UserError(f"{path}: not a list of measurements: use another file with --output")
     return rows
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:
-    """Add rows, with the time and PyTorch's version, to the JSON list in a file."""
+    """Append rows, with the current time and PyTorch's version, to the JSON list in a file."""
     when = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
     content = json.dumps(read_rows(path) + [{**when, **row} for row in rows], indent=1) + "\n"
     write_atomically(path, content.encode())

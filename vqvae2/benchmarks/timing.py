@@ -1,4 +1,4 @@
-"""Measuring several ways of doing one thing in turns, so that whatever else the machine does meets all of them."""
+"""Time several functions in alternation, so that other load on the machine affects all of them."""
 
 import platform
 import resource
@@ -12,7 +12,10 @@ WARM_UP_CALLS = 2
 
 
 def seconds_per_call(ways: dict[str, Callable[[], object]], device: torch.device, repetitions: int) -> dict[str, float]:
-    """The seconds of the fastest call of each, called in turns `repetitions` times: others only lengthen a call."""
+    """Seconds of the fastest call of each function, out of `repetitions` calls in alternation.
+
+    The minimum is used because other load on the machine only makes calls slower.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for call in ways.values():
         for _ in range(WARM_UP_CALLS):
@@ -28,7 +31,7 @@ def seconds_per_call(ways: dict[str, Callable[[], object]], device: torch.device
 
 
 def update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """The part of a training step that follows the loss, as the training loop does it."""
+    """The part of a training step after the loss: backward pass, gradient clipping and optimizer step."""
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimiser.step()
@@ -36,10 +39,10 @@ def update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) ->
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory that was held so far: of the GPU by PyTorch, else of the whole process, in GiB."""
+    """Peak memory so far in GiB: allocated by PyTorch on a GPU, else resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if platform.system() == "Darwin" else 2**10  # of ru_maxrss, in bytes
+    unit = 1 if platform.system() == "Darwin" else 2**10  # bytes per unit of ru_maxrss
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 

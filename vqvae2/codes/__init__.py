@@ -1,4 +1,4 @@
-"""The codes of a set of images: their store, and how they are extracted."""
+"""The codes of a set of images: the code store and the extraction of codes."""
 
 from vqvae2.codes.store import CodeStore
 

@@ -1,4 +1,4 @@
-"""Opening LMDB environments: once in a process, never across a fork, and no file that was cut off."""
+"""Opening of LMDB environments: once per process, never shared across a fork, and only if the file is complete."""
 
 import os
 from collections.abc import Iterator
@@ -11,21 +11,22 @@ import lmdb
 from vqvae2.codes.format import HEADER_KEY, Header
 from vqvae2.errors import UserError
 
-# LMDB allows a process to open a file once, so that its readers share what is open: by process and file.
+# LMDB does not allow a process to open a file twice, so all readers of a process share one environment for each file.
+# The key is (process id, device, inode).
 _environments: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
 
 
 def open_to_read(path: Path) -> lmdb.Environment:
-    """The environment at `path`, shared by all readers of this process.
+    """Return the environment at `path`, shared by all readers of this process.
 
     Raises:
-        UserError: nothing is there, or it is no store, damaged or cut off.
+        UserError: the path does not exist, is not a code store, or is damaged or truncated.
     """
     if not path.exists():
-        raise UserError(f"{path}: no codes there: run stage 2 first")
+        raise UserError(f"{path}: no codes found: run stage 2 first")
     for other, inherited in list(_environments.items()):
         if other[0] != os.getpid():
-            inherited.close()  # this process's copy, from before a fork; the parent keeps its own
+            inherited.close()  # the copy inherited by a fork; the environment of the parent process stays open
     file = _file(path)
     key = (os.getpid(), file.st_dev, file.st_ino)
     environment = _environments.get(key)
@@ -40,13 +41,13 @@ def open_to_read(path: Path) -> lmdb.Environment:
 def _file(path: Path) -> os.stat_result:
     file = path / "data.mdb" if path.is_dir() else path
     if not file.exists():
-        raise UserError(f"{path}: not a store of codes ({file.name} is missing): run stage 2 into another folder")
+        raise UserError(f"{path}: not a code store ({file.name} is missing): run stage 2 with another run_dir")
     return file.stat()
 
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Turn LMDB's errors while opening into messages."""
+    """Convert LMDB errors while opening to a UserError."""
     try:
         yield
     except lmdb.Error as error:
@@ -56,21 +57,28 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def refuse_cut_off(environment: lmdb.Environment, path: Path) -> None:
-    """LMDB maps the file into memory: reading past its end would kill the process."""
+    """Raise a UserError if the file is truncated.
+
+    LMDB maps the file into memory, so reading past its end would kill the process.
+    """
     pages = environment.info()["last_pgno"] + 1
     if _file(path).st_size < pages * environment.stat()["psize"]:
         environment.close()
-        raise UserError(f"{path}: cut off, its end is missing: delete it and run stage 2 again")
+        raise UserError(f"{path}: truncated, the end of the file is missing: delete it and run stage 2 again")
 
 
 def get(environment: lmdb.Environment, key: bytes) -> bytes | None:
-    """The value of a key, None where there is none."""
+    """Return the value of a key, or None if the key does not exist."""
     with environment.begin() as transaction:
         return transaction.get(key)
 
 
 def read_header(path: Path) -> Header:
-    """The header of a store, finished or not."""
+    """Read the header of a code store, which may be incomplete.
+
+    Raises:
+        UserError: there is no code store at `path`, or it is damaged or has another format version.
+    """
     try:
         content = get(open_to_read(path), HEADER_KEY)
     except lmdb.Error as error:

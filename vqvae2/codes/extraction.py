@@ -1,4 +1,4 @@
-"""Every image through the autoencoder, its codes into the store."""
+"""Extraction of codes: encode every image with the autoencoder and write its codes to a code store."""
 
 from pathlib import Path
 
@@ -28,24 +28,34 @@ def extract_codes(
     workers: int,
     accelerator: Accelerator,
 ) -> int:
-    """Write the codes of `images` to the store at `path`, from where an interrupted writer stopped.
+    """Write the codes of `images` to the code store at `path`, resuming after the last image of an interrupted run.
 
-    Each process encodes its share of every batch of `batch_size`; the first one gathers and writes.
+    Each process encodes its part of every batch; the main process gathers and writes the codes.
+
+    Args:
+        autoencoder: on the device.
+        images: the images to encode.
+        path: path of the code store.
+        header: header of the code store.
+        batch_size: number of images per batch, over all processes.
+        workers: number of worker processes that load images in each process.
+        accelerator: of all processes.
 
     Returns:
-        How many it wrote.
+        The number of images that were encoded in this call.
 
     Raises:
-        StoppedError: a signal asked for it, or the launcher is gone; what was encoded is written.
+        UserError: the store cannot be written or was created with different settings, or images cannot be read.
+        StoppedError: a signal arrived or the launcher has ended; the codes of all encoded images are written.
     """
     with refusals_reach_all(accelerator):
         writer = CodeWriter(path, header) if accelerator.is_main_process else None
     done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
-    done = int(accelerator.reduce(done))  # the other processes add nothing
+    done = int(accelerator.reduce(done))  # a sum; only the main process has a nonzero value
     share = batch_size // accelerator.num_processes
     remaining = list(range(done, len(images)))
-    # Each process takes as many images in every batch, so that they meet in the gathering; past the end it
-    # takes the last image again.
+    # Every process encodes the same number of images in each batch, as gather requires. The last image is repeated
+    # to pad the last batch.
     padding = -len(remaining) % accelerator.num_processes
     padded = remaining + remaining[-1:] * padding
     batches = [padded[i : i + batch_size] for i in range(0, len(padded), batch_size)]
@@ -70,7 +80,7 @@ def extract_codes(
             taken = accelerator.gather(batch.indices.to(accelerator.device)).tolist()
             with refusals_reach_all(accelerator):
                 if writer:
-                    fresh = len(set(indices))  # the last one may be there again
+                    fresh = len(set(indices))  # without the repetitions of the last image
                     writer.write(
                         [
                             Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
@@ -79,7 +89,7 @@ def extract_codes(
                     )
                     bar.update(fresh)
                 if reason := requests.reason():
-                    raise StoppedError(f"{path}: stopped by {reason}; what was encoded is kept")
+                    raise StoppedError(f"{path}: stopped by {reason}; the codes encoded so far are saved")
     with refusals_reach_all(accelerator):
         if writer:
             writer.close()
@@ -87,11 +97,16 @@ def extract_codes(
 
 
 def open_codes(path: Path, autoencoder_sha256: str, model_path: Path) -> CodeStore:
-    """The finished store at `path`, refused where another autoencoder than the one at `model_path` made it."""
+    """Open the finished code store at `path`.
+
+    Raises:
+        UserError: the store is missing, unfinished or damaged, or its codes are not from the autoencoder at
+            `model_path`, whose SHA-256 is `autoencoder_sha256`.
+    """
     store = CodeStore(path)
     if store.header.autoencoder_sha256 != autoencoder_sha256:
         raise UserError(
-            f"{path} holds the codes of another autoencoder than {model_path}: "
+            f"{path}: its codes are from another autoencoder than {model_path}: "
             f"delete {path.parent} and run stage 2 again"
         )
     return store

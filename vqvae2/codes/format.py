@@ -1,8 +1,8 @@
-"""What a store of codes holds: a header in JSON, and a record for each image with its codes, its label and its name.
+"""The format of a code store: a JSON header, and one record per image with its codes, label and name.
 
-A record is: CRC-32 of what follows (4 bytes), label (4 bytes, signed, -1 for none), length of
-the name (2 bytes), the name in UTF-8, then each level's codes row by row in the smallest
-unsigned type that holds K - 1; numbers little-endian. Its key is its index, 8 bytes, big-endian.
+A record consists of: CRC-32 of the rest of the record (4 bytes), label (4 bytes, signed, -1 if there are no classes),
+length of the name in bytes (2 bytes), the name in UTF-8, then the codes of each level row by row in the smallest
+unsigned type that holds K - 1. Numbers are little-endian. The key of a record is its index (8 bytes, big-endian).
 """
 
 import json
@@ -26,12 +26,12 @@ PREFIX = struct.Struct("<IiH")
 
 
 class Codes(NamedTuple):
-    """One image's record.
+    """The record of one image.
 
     Attributes:
-        codes: by level, (H, W) int64.
-        label: class index, -1 for none.
-        name: of the image.
+        codes: codes of each level by name, (H, W) int64.
+        label: class index, -1 if there are no classes.
+        name: name of the image.
     """
 
     codes: dict[str, Tensor]
@@ -41,14 +41,14 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a store says about all its records.
+    """The header of a code store.
 
     Attributes:
         levels: grid and codebook size of each level, coarsest first.
         classes: names of the classes, in the order of the labels.
-        count: number of images when complete.
-        precision: no, bf16 or fp16: what the encoder computed in.
-        autoencoder_sha256: of the weights that made the codes.
+        count: number of images in the complete store.
+        precision: mixed precision of the encoder: no, bf16 or fp16.
+        autoencoder_sha256: SHA-256 of the weights of the autoencoder that encoded the images.
     """
 
     levels: list[LevelGrid]
@@ -58,7 +58,7 @@ class Header:
     autoencoder_sha256: str
 
     def to_json(self) -> bytes:
-        """As stored."""
+        """Return the header as it is stored."""
         levels = [grid._asdict() for grid in self.levels]
         return json.dumps(
             {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self), "levels": levels}
@@ -66,31 +66,35 @@ class Header:
 
     @staticmethod
     def from_json(content: bytes | None, path: Path) -> "Header":
-        """As read from the store at `path`; a UserError where it is not one of ours."""
+        """Parse the header of the store at `path`.
+
+        Raises:
+            UserError: the header is missing, is not that of a code store, or has another format version.
+        """
         try:
             fields = json.loads(content or b"")
             if fields.pop("format") != FORMAT:
-                raise ValueError("another program's")
+                raise ValueError("unknown format")
             version = fields.pop("format_version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path}: not a store of codes (its header is missing or foreign): run stage 2 into another folder"
+                f"{path}: not a code store (its header is missing or invalid): run stage 2 with another run_dir"
             ) from error
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: "
+                f"{path}: format version {version} is not supported, only {FORMAT_VERSION}: "
                 "delete it and run stage 2 again"
             )
         return Header(**{**fields, "levels": [LevelGrid(**grid) for grid in fields["levels"]]})
 
 
 def code_type(codebook_size: int) -> np.dtype:
-    """The smallest unsigned type that holds codebook_size - 1, little-endian."""
+    """Return the smallest unsigned little-endian type that holds codebook_size - 1."""
     return np.min_scalar_type(codebook_size - 1).newbyteorder("<")
 
 
 def pack(record: Codes, levels: list[LevelGrid]) -> bytes:
-    """A record as bytes."""
+    """Convert a record to bytes."""
     name = record.name.encode("utf-8", "surrogateescape")
     arrays = [record.codes[x.name].cpu().numpy().astype(code_type(x.codebook_size)) for x in levels]
     body = PREFIX.pack(0, record.label, len(name))[4:] + name + b"".join(x.tobytes() for x in arrays)
@@ -98,7 +102,11 @@ def pack(record: Codes, levels: list[LevelGrid]) -> bytes:
 
 
 def unpack(content: bytes, levels: list[LevelGrid]) -> Codes:
-    """Bytes as a record; a ValueError where they are damaged."""
+    """Convert bytes to a record.
+
+    Raises:
+        ValueError: the bytes are damaged.
+    """
     if len(content) < PREFIX.size:
         raise ValueError("too short")
     checksum, label, name_length = PREFIX.unpack_from(content)
@@ -115,5 +123,5 @@ def unpack(content: bytes, levels: list[LevelGrid]) -> Codes:
 
 
 def key_of(index: int) -> bytes:
-    """The key of the record of image `index`."""
+    """Return the key of the record of image `index`."""
     return index.to_bytes(8, "big")

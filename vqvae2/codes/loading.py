@@ -1,4 +1,4 @@
-"""Batches of codes for training and validation."""
+"""Loading of batches of codes for training and validation."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -12,7 +12,13 @@ from vqvae2.training.order import Item
 
 
 class CodeBatch(NamedTuple):
-    """Codes (B, H, W) of each level, labels (B,), -1 for none, images' places in the global batch (B,); int64."""
+    """A part of a global batch.
+
+    Attributes:
+        codes: codes of each level by name, int64 (B, H, W).
+        labels: class indices, int64 (B,); -1 if there are no classes.
+        batch_indices: batch index of each image, int64 (B,).
+    """
 
     codes: dict[str, Tensor]
     labels: Tensor
@@ -35,7 +41,10 @@ def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
 
 
 def load_code_batches(store: CodeStore, order: Iterable[list[Item]]) -> Iterator[CodeBatch]:
-    """The batches that `order` lists. Reading codes costs so little that the training process does it."""
+    """Yield the batches that `order` lists.
+
+    The training process loads them itself, since reading codes takes little time.
+    """
     yield from DataLoader(
         _Records(store), batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available()
     )

@@ -1,4 +1,4 @@
-"""Reading the codes of a set of images."""
+"""Reading of a code store."""
 
 import os
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ from vqvae2.errors import UserError
 
 
 class CodeStore:
-    """Read-only access to a store: `len`, indexing and iteration give `Codes`.
+    """A read-only sequence of the `Codes` of all images in a code store, with `len`, indexing and iteration.
 
-    The LMDB environment is opened at the first access in each process, since
-    LMDB forbids carrying one over a fork.
+    The LMDB environment is opened at the first access in each process, since LMDB does not allow an environment
+    to be used across a fork.
 
     Raises:
-        UserError: no such store, a foreign or damaged one, or one whose writer has not finished.
+        UserError: the store is missing, incomplete or damaged, or is not a code store.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._opened: tuple[int, lmdb.Environment] | None = None
-        self._indices: dict[str, int] | None = None  # by name, once they were asked for
+        self._indices: dict[str, int] | None = None  # by name; filled by the first call of `find`
         self.header = read_header(self.path)
         written = self._environment().stat()["entries"] - 1
         self.close()
         if written < self.header.count:
             raise UserError(
-                f"{self.path}: holds {written} of {self.header.count} images: run stage 2 again, it goes on from there"
+                f"{self.path}: holds {written} of {self.header.count} images: run stage 2 again to add the others"
             )
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class CodeStore:
     def __getitem__(self, index: int) -> Codes:
         index = whole_number(index)
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path}: image {index} of {len(self)}")
+            raise IndexError(f"{self.path}: index {index} is out of range for {len(self)} images")
         index %= len(self)
         content = get(self._environment(), key_of(index))
         try:
@@ -55,13 +55,17 @@ class CodeStore:
         return (self[i] for i in range(len(self)))
 
     def find(self, name: str) -> Codes:
-        """The record of the image of that name; a KeyError where there is none. The first call reads all names."""
+        """Return the record of the image with this name. The first call reads all records.
+
+        Raises:
+            KeyError: no image has this name.
+        """
         if self._indices is None:
             self._indices = {record.name: i for i, record in enumerate(self)}
         return self[self._indices[name]]
 
     def to_numpy(self) -> dict[str, np.ndarray]:
-        """All records as arrays: each level's codes (N, H, W) in the type they are stored in, `labels` and `names`."""
+        """Return all N records as arrays: the codes of each level (N, H, W) in their stored type, `labels`, `names`."""
         records = list(self)
         arrays = {
             level.name: np.stack([record.codes[level.name].numpy() for record in records]).astype(
@@ -76,7 +80,7 @@ class CodeStore:
         return {**self.__dict__, "_opened": None}
 
     def close(self) -> None:
-        """Let go of the file, which closes with its last user; it is opened again when needed."""
+        """Release the file. It is closed when no reader uses it, and opened again when needed."""
         self._opened = None
 
     def _environment(self) -> lmdb.Environment:

@@ -1,4 +1,4 @@
-"""Writing the codes of a set of images."""
+"""Writing of a code store."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +14,13 @@ FIRST_MAP_BYTES = 2**26
 
 
 class CodeWriter:
-    """Writes a store from its first missing record on; each `write` is one durable transaction."""
+    """Writes a code store, beginning with the first missing record. Each `write` is one durable transaction."""
 
     def __init__(self, path: Path, header: Header):
-        """Begin a store, or go on with one that has the same header.
+        """Create a code store, or open an existing one that has the same header.
 
         Raises:
-            UserError: the store there was made from something else.
+            UserError: the existing store has a different header, is damaged, or cannot be opened.
         """
         self.path = path
         self.header = header
@@ -39,7 +39,11 @@ class CodeWriter:
         self.written = self._environment.stat()["entries"] - 1
 
     def write(self, records: list[Codes]) -> None:
-        """Append records."""
+        """Append records in one transaction.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         self._put([(key_of(self.written + i), pack(record, self.header.levels)) for i, record in enumerate(records)])
         self.written += len(records)
 
@@ -54,16 +58,16 @@ class CodeWriter:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.DiskError as error:
                 raise UserError(
-                    f"{self.path}: cannot be written ({error}): free the space and run stage 2 again"
+                    f"{self.path}: cannot be written ({error}): free disk space and run stage 2 again"
                 ) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the LMDB environment."""
         self._environment.close()
 
 
 def refuse_other_codes(path: Path, stored: Header, header: Header) -> None:
-    """Say how the store at `path` differs from what is to be written."""
+    """Raise a UserError that lists the differences between the stored header and the new one."""
     changed = [key for key in asdict(header) if getattr(stored, key) != getattr(header, key)]
     values = "; ".join(f"{key} was {getattr(stored, key)!r} and is now {getattr(header, key)!r}" for key in changed)
-    raise UserError(f"{path}: these codes were made differently: {values}: delete {path.parent} or use another run_dir")
+    raise UserError(f"{path}: created with different settings: {values}: delete {path.parent} or use another run_dir")

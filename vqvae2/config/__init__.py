@@ -1,4 +1,4 @@
-"""The configuration of a run: every field with its meaning, the checks, and what a field's absence means."""
+"""The configuration of a run: its fields, its checks, and the values of fields that earlier versions did not have."""
 
 from vqvae2.config.absent import completed
 from vqvae2.config.checks import check, local_batch_size

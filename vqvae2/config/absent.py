@@ -1,12 +1,13 @@
-"""What the absence of a field means in a config.yaml or model.json that was written before the field existed.
+"""Values of fields that are absent from a config.yaml or model.json because an earlier version wrote it.
 
-A new field gets the value here with which a run of before it goes on unchanged: defaults never reach old runs.
+Each new field is listed here with the value that keeps existing runs unchanged. The defaults of the
+configuration never apply to existing runs.
 """
 
 from copy import deepcopy
 from typing import Any
 
-ABSENT: dict[str, Any] = {  # * stands for every level
+ABSENT: dict[str, Any] = {  # * matches every level
     "images.background": [255, 255, 255],
     "images.random_resized_crop": None,
     "images.max_unreadable_fraction": 0.0,
@@ -16,7 +17,7 @@ ABSENT: dict[str, Any] = {  # * stands for every level
 
 
 def completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A copy of recorded sections with every absent field of ABSENT added."""
+    """Return a copy of the recorded sections with every missing field of ABSENT added."""
     whole = deepcopy(record)
     for key, value in ABSENT.items():
         *path, field = key.split(".")
@@ -26,7 +27,7 @@ def completed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sections(record: dict[str, Any], path: list[str]) -> list[dict[str, Any]]:
-    """The dictionaries below `path` that the record holds."""
+    """Return the dictionaries at `path` in the record."""
     found: list[Any] = [record]
     for name in path:
         inner = [x for x in found if isinstance(x, dict)]

@@ -1,33 +1,41 @@
-"""Every field of a run's configuration with its meaning."""
+"""The fields of a run's configuration. Their descriptions are the --help texts of the flags."""
 
 import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-SAMPLES_AT_A_TIME = 16  # images of a process, where nothing else is given
+SAMPLES_AT_A_TIME = 16  # images per batch of each process, unless a batch size is given
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Where the images come from and how they are brought to one size.
+    """The images of a run and how they are preprocessed.
 
     Attributes:
-        source: `folder` (of class folders, or a flat one), `shapes` (drawn on the fly), or `torchvision:NAME`.
-        root: the folder of training images, or a CSV file with the columns path and label; for torchvision, where it
-            keeps its files.
-        validation_root: a folder of held-out images of the same layout; null: `validation_fraction` of `root`.
-        validation_fraction: share of the images held out where there is no other validation set.
-        size: side of the square images in pixels, or [height, width].
-        channels: 3 for RGB, 1 for grayscale.
-        background: red, green and blue, 0 to 255, of what transparent pixels are laid over.
-        horizontal_flip: mirror every other training image at random.
-        random_resized_crop: smallest and largest share of its area that is kept of a training image, such as
-            [0.5, 1.0]; null: its centre, whole.
-        workers: processes that load images; 0: the training process itself.
-        max_unreadable_fraction: share of the files that may be unreadable and are skipped; more stop the run.
-        max_images: use at most this many training images; null: all (of `shapes`: 20000).
+        source: Source of the images: `folder` (image files), `shapes` (synthetic images of shapes, generated when they
+            are loaded) or `torchvision:NAME` (the torchvision dataset NAME).
+        root: Path of the folder of training images, or of a CSV file with the columns path and label, or path alone.
+            Required by source folder. For source torchvision:NAME, the folder of the dataset's files (null: data).
+            Not used by source shapes.
+        validation_root: Path of a folder or CSV file of validation images, with the same layout as `root`; null: hold
+            out `validation_fraction` of the images in `root`. Used by source folder only.
+        validation_fraction: Fraction of the images held out for validation, above 0 and below 1. Used where the source
+            has no separate validation images. Not used by source shapes.
+        size: Size of the images in pixels: one integer for square images, or [height, width]. Each side is a multiple
+            of the coarsest level's stride and at most 16384.
+        channels: Number of image channels: 3 for RGB or 1 for grayscale.
+        background: Color behind transparent pixels, as [red, green, blue] with integers from 0 to 255.
+        horizontal_flip: Whether each training image is flipped horizontally with probability 0.5: true or false.
+        random_resized_crop: Fractions [minimum, maximum] of the image area that a random crop of a training image
+            covers, above 0 and at most 1, such as [0.5, 1.0]; null: the largest center crop.
+        workers: Number of worker processes that load images for each training process, from 0 to 1024; 0: the training
+            process loads them itself.
+        max_unreadable_fraction: Largest fraction of image files that may be unreadable, from 0 to 1. Unreadable files
+            are skipped; a larger fraction stops the run. Used by source folder only.
+        max_images: Maximum number of training images, 1 or more; null: all images. For source shapes, the number of
+            training images that are generated (null: 20000).
     """
 
     source: str = "shapes"
@@ -51,13 +59,14 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class LevelConfig:
-    """One latent map of the hierarchy.
+    """One level of the hierarchy.
 
     Attributes:
-        name: the word this level goes by, such as top or bottom.
-        stride: image pixels per code along a side; a power of two.
-        codebook_size: number of code vectors, K.
-        code_dim: length of a code vector, D.
+        name: Name of the level, such as top or bottom: letters, digits and _, beginning with a letter; unique.
+        stride: Number of image pixels per code along each side: a power of two, 2 or more, and less than the stride of
+            the preceding level.
+        codebook_size: Number of code vectors in the codebook (K), 2 or more.
+        code_dim: Number of dimensions of a code vector (D), 1 or more.
     """
 
     name: str
@@ -71,20 +80,23 @@ class AutoencoderConfig:
     """The hierarchical VQ-VAE (Razavi et al. 2019).
 
     Attributes:
-        levels: the latent maps, coarsest first.
-        hidden_channels: width of the encoders and decoders.
-        residual_channels: width inside a residual block.
-        residual_layers: residual blocks in each encoder and decoder.
-        reconstruction_loss: mse (mean squared error) or l1 (mean absolute error) of pixels in [-1, 1].
-        commitment_weight: beta, the weight of the commitment loss.
-        codebook_update: ema (moving average of the features) or loss (gradient of the codebook loss).
-        ema_decay: gamma, the decay of that moving average.
-        revival_window_images: codes unused over this many images, and in the beginning over a 64th of all images seen,
-            are revived from current features; 0: never.
-        continuous_steps: steps trained without quantisation before the codebooks start from the features; at most
-            half of all.
-        level_dropout: share of training images of which the decoder sees the coarse levels alone, for these to hold
-            what they can: without it, in short runs, the finest level does all the work.
+        levels: List of the levels, coarsest first; each has a name, a stride, a codebook_size and a code_dim.
+        hidden_channels: Number of channels of the hidden layers of the encoders and decoders, 2 or more.
+        residual_channels: Number of channels inside a residual block, 1 or more.
+        residual_layers: Number of residual blocks in each encoder and each decoder, 0 or more.
+        reconstruction_loss: Reconstruction loss over pixels in [-1, 1]: mse (mean squared error) or l1 (mean absolute
+            error).
+        commitment_weight: Weight of the commitment loss (beta), 0 or more.
+        codebook_update: Update rule of the codebooks: ema (exponential moving average of the features) or loss
+            (gradient of the codebook loss).
+        ema_decay: Decay of the exponential moving average of the codebooks (gamma), 0 or more and less than 1. Used by
+            codebook_update ema only.
+        revival_window_images: Number of training images after which an unused code is reset to a current feature, 0 or
+            more; 0: never. Early in training, the number is limited to 1/64 of the images seen so far.
+        continuous_steps: Number of initial optimizer steps without quantization, 0 or more, limited to half of
+            total_steps. The codebooks are initialized from the features after these steps.
+        level_dropout: Fraction of training images for which the decoder receives only the coarser levels, 0 or more and
+            less than 1; 0 with a single level. In short runs without it, the finest level holds all information.
     """
 
     levels: list[LevelConfig]
@@ -102,23 +114,27 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one model is trained.
+    """Training settings of one model.
 
     Attributes:
-        batch_size: images in an optimiser step, over all processes and accumulation steps.
-        total_steps: optimiser steps.
-        learning_rate: Adam's highest rate, reached after the warm-up; stage 1 multiplies it in layers with few inputs
-            (see Autoencoder.rate_factors).
-        warmup_steps: steps over which the rate rises from zero.
-        schedule: cosine (falls to zero at total_steps) or constant.
-        gradient_clip: largest norm of the gradient; null: no clipping.
-        gradient_accumulation_steps: parts in which a process works through its share of the batch.
-        mixed_precision: auto (bf16 where the processor or GPU is fast at it, else no), no, bf16, fp16 (CUDA only).
-        weight_average_decay: export the weights' exponential moving average of this decay; null: the last ones.
-        compile: run the model through torch.compile.
-        save_every: steps between checkpoints.
-        validate_every: steps between validations.
-        log_every: steps between lines of metrics.jsonl.
+        batch_size: Number of images per optimizer step, over all processes and gradient accumulation steps, 1 or more;
+            a multiple of processes x gradient_accumulation_steps.
+        total_steps: Number of optimizer steps, 1 or more.
+        learning_rate: Peak learning rate of Adam, above 0, reached after the warm-up. Stage 1 multiplies it by a factor
+            for each layer (see Autoencoder.rate_factors).
+        warmup_steps: Number of optimizer steps over which the learning rate rises linearly from zero, 0 or more.
+        schedule: Learning rate schedule after the warm-up: cosine (decays to zero at total_steps) or constant.
+        gradient_clip: Maximum norm of the gradient, above 0; null: no clipping.
+        gradient_accumulation_steps: Number of forward and backward passes per optimizer step in each process, 1 or
+            more.
+        mixed_precision: Precision of the forward pass: auto (bf16 where the CPU or GPU has instructions for it, else
+            no), no (float32), bf16 or fp16 (CUDA only).
+        weight_average_decay: Decay of the exponential moving average of the parameters that is exported, above 0 and
+            below 1; null: export the parameters of the last step.
+        compile: Whether the model is compiled with torch.compile: true or false.
+        save_every: Number of optimizer steps between checkpoints, 1 or more.
+        validate_every: Number of optimizer steps between validations, 1 or more.
+        log_every: Number of optimizer steps between training metrics in metrics.jsonl, 1 or more.
     """
 
     batch_size: int = 128
@@ -138,12 +154,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage2Config:
-    """How images are turned into codes.
+    """Settings of stage 2, which encodes the images into codes.
 
     Attributes:
-        batch_size: images encoded at a time, over all processes.
-        mixed_precision: as in stage1; what was used is recorded in the codes' header.
-        flipped_copies: write the codes of each training image's mirror image too.
+        batch_size: Number of images per batch, over all processes, 1 or more; a multiple of the number of processes.
+        mixed_precision: Precision of the encoder: auto (bf16 where the CPU or GPU has instructions for it, else no), no
+            (float32), bf16 or fp16 (CUDA only). The header of the codes records it.
+        flipped_copies: Whether the codes of a horizontally flipped copy of each training image are also written: true
+            or false.
     """
 
     batch_size: int = 128
@@ -156,19 +174,24 @@ class PriorConfig:
     """The gated causal prior of one level.
 
     Attributes:
-        hidden_channels: width of both stacks.
-        residual_channels: width inside a gated residual block.
-        layers: gated layers in each stack.
-        kernel_size: side of the causal convolutions, odd; a layer reaches kernel_size // 2 codes up and sideways.
-        attention_layers: how many of the layers are followed by causal self-attention over all earlier codes.
-        attention_heads: heads of the attention; read only where attention_layers is not 0.
-        dropout: share of activations dropped after each residual block and in the attention.
-        output_layers: residual 1x1 layers between the stacks and the logits.
-        conditioning_layers: residual blocks over the coarser levels' codes; 0 for the coarsest level.
-        label_dropout: share of training images whose label is hidden; above 0 it allows guidance and label none.
-        activation_checkpointing: compute each layer again in the backward pass instead of keeping its activations:
-            less memory, about a third more time.
-        train: how this prior is trained.
+        hidden_channels: Number of channels of the vertical and the horizontal stack, 1 or more.
+        residual_channels: Number of channels inside a gated residual block, 1 or more.
+        layers: Number of gated residual blocks in each stack, 1 or more.
+        kernel_size: Side of the causal convolution kernels in codes, an odd number, 3 or more. Each layer extends the
+            receptive field by kernel_size // 2 codes upward and to either side.
+        attention_layers: Number of layers that are followed by causal self-attention over all earlier codes, from 0 to
+            `layers`.
+        attention_heads: Number of attention heads, 1 or more; a divisor of hidden_channels. Used only if
+            attention_layers is above 0.
+        dropout: Dropout probability after each residual block and in the attention, 0 or more and less than 1.
+        output_layers: Number of residual 1x1 layers between the stacks and the logits, 0 or more.
+        conditioning_layers: Number of residual blocks that process the codes of the coarser levels, 0 or more; 0 for
+            the coarsest level.
+        label_dropout: Fraction of training images whose label is hidden, 0 or more and less than 1. Guidance and label
+            none need a value above 0.
+        activation_checkpointing: Whether the activations of each layer are recomputed in the backward pass instead of
+            being stored: true or false. Training then takes less memory and about a third more time.
+        train: Training settings of this prior.
     """
 
     hidden_channels: int = 256
@@ -187,18 +210,23 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a finished run is judged.
+    """Settings of the evaluation of a finished run.
 
     Attributes:
-        num_samples: images that are sampled, to compare with real ones and to train a classifier on; as many real
-            ones are compared, if there are.
-        temperature: of these samples.
-        top_p: of these samples.
-        guidance: of these samples.
-        classifier: the torchvision ResNet that is trained on real images, on reconstructions and on samples.
-        classifier_size: side in pixels that images are scaled to for the classifiers.
-        classifier_steps: updates of each classifier.
-        batch_size: images of a classifier's update, over all processes; elsewhere images of a process at a time.
+        num_samples: Number of images to sample, 2 or more. They are compared with at most as many real images, and one
+            of the classifiers is trained on them.
+        temperature: Sampling temperature, above 0; below 1, samples are more probable and less varied.
+        top_p: Cumulative probability of the most probable codes that are sampled from (nucleus sampling), above 0 and
+            at most 1; null: all codes.
+        guidance: Scale of classifier-free guidance, 0 or more; 1: no guidance. Other values need priors trained with
+            label_dropout above 0.
+        classifier: Architecture of the torchvision classifiers that are trained on real images, on reconstructions and
+            on samples: resnet18, resnet34 or resnet50.
+        classifier_size: Side of the square images that the classifiers read in pixels, from 32 to 16384, limited to the
+            longer side of the images.
+        classifier_steps: Number of optimizer steps of each classifier, 1 or more.
+        batch_size: Number of images per optimizer step of a classifier, over all processes, 1 or more; a multiple of
+            the number of processes. Elsewhere in the evaluation, the number of images per batch of each process.
     """
 
     num_samples: int = 5000
@@ -213,18 +241,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run: all its stages.
+    """The configuration of a run, for all stages.
 
     Attributes:
-        run_dir: the folder that every stage writes into and reads from.
-        images: where the images come from.
-        autoencoder: the hierarchical VQ-VAE.
-        stage1: how the autoencoder is trained.
-        stage2: how images are turned into codes.
-        priors: the prior of each level, by the level's name.
-        evaluation: how the finished run is judged.
-        seed: the number from which all randomness of training is derived.
-        trackers: trackers to report to besides metrics.jsonl: tensorboard, wandb.
+        run_dir: Path of the run directory, which every stage reads from and writes to.
+        images: The images of the run and how they are preprocessed.
+        autoencoder: The hierarchical VQ-VAE.
+        stage1: Training settings of the autoencoder.
+        stage2: Settings of stage 2, which encodes the images into codes.
+        priors: The prior of each level, by the name of the level.
+        evaluation: Settings of the evaluation of the finished run.
+        seed: Seed of all random numbers of training and evaluation, an integer, 0 or more.
+        trackers: List of experiment trackers to report to in addition to metrics.jsonl: tensorboard, wandb or both.
     """
 
     run_dir: str
@@ -248,13 +276,13 @@ class LevelGrid(NamedTuple):
 
 
 def level_grids(levels: list[LevelConfig], height_width: tuple[int, int]) -> list[LevelGrid]:
-    """The grids of codes that an image of `height_width` pixels has, coarsest first."""
+    """Return the grid of codes of each level for an image of `height_width` pixels, coarsest first."""
     height, width = height_width
     return [LevelGrid(x.name, height // x.stride, width // x.stride, x.codebook_size) for x in levels]
 
 
 def compression_ratio(autoencoder: AutoencoderConfig, height_width: tuple[int, int]) -> float:
-    """How many times smaller the codes of an image are than its 24-bit pixels, at log2 K bits a code."""
+    """Return the size of an image's 24-bit pixels divided by the size of its codes, at log2 K bits per code."""
     height, width = height_width
     code_bits = sum(
         x.height * x.width * math.log2(x.codebook_size) for x in level_grids(autoencoder.levels, height_width)
@@ -263,5 +291,5 @@ def compression_ratio(autoencoder: AutoencoderConfig, height_width: tuple[int, i
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dictionaries, lists and values."""
+    """Convert a configuration to plain dictionaries, lists and values."""
     return dataclasses.asdict(config)

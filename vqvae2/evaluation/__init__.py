@@ -1,1 +1,1 @@
-"""How good a model is on held-out data."""
+"""Evaluation of a finished run: metrics on held-out images and of samples."""

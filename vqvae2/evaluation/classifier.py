@@ -1,7 +1,8 @@
-"""The classifiers of an evaluation: torchvision ResNets, trained on real images, on reconstructions, on samples.
+"""Classifiers used by the evaluation: torchvision ResNets trained on real images, on reconstructions or on samples.
 
-The accuracy on real held-out images of one that has seen samples alone is the Classification Accuracy Score
-(Ravuri and Vinyals 2019). The one trained on real images ranks samples and provides the features of distances.
+The Classification Accuracy Score (CAS, Ravuri and Vinyals 2019) is the accuracy on real held-out images of the
+classifier trained on samples only. The classifier trained on real images provides the confidences for rejection
+sampling and the features for FID, KID, precision and recall.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,18 +22,18 @@ from vqvae2.training.loop import finished_step, train
 from vqvae2.training.objective import Loss, WeightsObjective
 
 LEARNING_RATE = 1e-3
-GROUPS = 32  # of the normalisation, which unlike batch normalisation sees each image alone, on any number of processes
+GROUPS = 32  # of GroupNorm: unlike batch norm it does not depend on the other images or the number of processes
 
 
 class Seen(NamedTuple):
-    """What a network sees in N images: features (N, F) and logits (N, K)."""
+    """Output of a feature network for N images: features (N, F) and logits (N, K)."""
 
     features: Tensor
     logits: Tensor
 
 
 class LabelledBatch(NamedTuple):
-    """A part of a global batch: images uint8 (B, C, H, W), labels (B,), places in the global batch (B,)."""
+    """A part of a global batch: images uint8 (B, C, H, W), labels (B,), batch indices (B,)."""
 
     images: Tensor
     labels: Tensor
@@ -40,15 +41,15 @@ class LabelledBatch(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """uint8 images (B, C, H, W) -> what a ResNet sees in them: features and class logits."""
+    """ResNet with GroupNorm: uint8 images (B, C, H, W) -> features (B, F) and class logits (B, K)."""
 
     def __init__(self, name: str, size: int, num_classes: int):
-        """A new ResNet.
+        """Build a randomly initialized classifier.
 
         Args:
-            name: of a torchvision ResNet, such as resnet18.
-            size: side that images are scaled to.
-            num_classes: how many logits.
+            name: a torchvision ResNet, such as resnet18.
+            size: side in pixels that images are resized to.
+            num_classes: number of classes, K.
         """
         super().__init__()
         self.size = size
@@ -58,16 +59,16 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Seen:
-        x = to_float(images)
+        x = to_float(images)  # (B, C, H, W)
         if x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        features = self.resnet(x)
-        return Seen(features, self.head(features))
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # (B, 3, size, size)
+        features = self.resnet(x)  # (B, F)
+        return Seen(features, self.head(features))  # (B, F), (B, K)
 
 
 class ClassifierObjective(WeightsObjective):
-    """Cross-entropy of the labels; every other image is mirrored where `flip` is true."""
+    """Cross-entropy loss; if `flip` is true, images are flipped horizontally with probability 0.5."""
 
     def __init__(self, classifier: Classifier, batch_size: int, seed: int, flip: bool):
         super().__init__(classifier, batch_size, seed)
@@ -85,7 +86,10 @@ class ClassifierObjective(WeightsObjective):
 
 
 def new_classifier(config: EvaluationConfig, height_width: tuple[int, int], num_classes: int, seed: int) -> Classifier:
-    """A classifier with weights drawn from the seed; images are not enlarged for it."""
+    """Build a classifier with weights initialized from the seed.
+
+    Its input size is at most the longer side of the images, so that images are not enlarged beyond that.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(config.classifier, min(config.classifier_size, max(height_width)), num_classes)
@@ -101,17 +105,17 @@ def train_classifier(
     seed: int,
     accelerator: Accelerator,
 ) -> Classifier:
-    """Train to `config.classifier_steps`, or go on from where it was stopped, and leave the model in `directory`.
+    """Train a classifier to `config.classifier_steps`, resuming from its last checkpoint, and export it.
 
     Args:
-        classifier: new, on the device.
-        batches: step -> this process's parts of the global batches from that step on.
-        accuracy: on held-out images.
-        config: batch size and steps.
-        flip: whether mirror images are trained on, too.
-        directory: where checkpoints, metrics.jsonl and the model go.
-        seed: of mirroring.
-        accelerator: of the processes.
+        classifier: a new classifier, on the device.
+        batches: takes a step, returns an iterator over this process's parts of the global batches from that step on.
+        accuracy: computes the accuracy of a classifier on held-out images.
+        config: batch size and number of steps.
+        flip: whether training images are flipped horizontally with probability 0.5.
+        directory: receives the checkpoints, metrics.jsonl and the exported model.
+        seed: seed of the training, including the horizontal flips.
+        accelerator: the accelerator to train with.
 
     Returns:
         The trained classifier in eval mode.
@@ -144,13 +148,17 @@ def train_classifier(
 
 
 def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
-    """What model.json says of it."""
+    """Return the content of model.json for a classifier."""
     model = {"name": name, "size": classifier.size, "num_classes": classifier.head.out_features}
     return {"kind": "classifier", "model": model}
 
 
 def load_classifier(directory: Path) -> Classifier:
-    """The classifier that was left in `directory`, in eval mode; a UserError where there is none."""
+    """Load the classifier exported to `directory`, in eval mode.
+
+    Raises:
+        UserError: the folder contains no classifier, or its files are damaged.
+    """
     made_by = "pipelines/evaluate.py"
     description = read_description(directory, made_by)
     classifier = Classifier(**description["model"])

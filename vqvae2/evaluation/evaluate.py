@@ -1,4 +1,4 @@
-"""The evaluation of a finished run: evaluation.json, pictures, and the report page."""
+"""Evaluate a finished run: write evaluation.json, the images of the report, and report.html."""
 
 import json
 from contextlib import ExitStack
@@ -25,13 +25,13 @@ CLASSIFIER = ("classifier", "classifier_size", "classifier_steps", "batch_size")
 
 
 def evaluate(config: Config) -> Path:
-    """Judge a finished run; what an interrupted evaluation has found is kept.
+    """Evaluate a finished run; results of an interrupted evaluation are reused.
 
     Returns:
         The path of evaluation.json.
 
     Raises:
-        UserError: a stage has not finished, or the images are not those of stage 1.
+        UserError: a stage has not finished, or the images or the seed differ from those of stage 1.
     """
     accelerator = start_accelerator("evaluation", "auto")
     local_batch_size("evaluation.batch_size", config.evaluation.batch_size, accelerator.num_processes)
@@ -41,7 +41,7 @@ def evaluate(config: Config) -> Path:
         compare_configuration(stage1, {**former, **given})
     subject = Subject.open(config, accelerator)
     generator, wanted = subject.generator, config.evaluation
-    generator.labels(None, range(wanted.num_samples), config.seed, wanted.guidance)  # refused now, or hours later
+    generator.labels(None, range(wanted.num_samples), config.seed, wanted.guidance)  # fails early if not valid
     path = Path(config.run_dir) / "evaluation.json"
     with ExitStack() as held:
         with refusals_reach_all(accelerator):
@@ -56,17 +56,17 @@ def evaluate(config: Config) -> Path:
 
 
 def judge(subject: Subject) -> dict[str, Any]:
-    """All metrics of evaluation.json, the same on every process."""
+    """Compute all metrics of evaluation.json; every process returns the same."""
     config, accelerator = subject.config.evaluation, subject.accelerator
     if not lpips_weights_are_there():
-        accelerator.print(f"{lpips_weights()}: not the official file, so LPIPS is left out: get it from {LPIPS_URL}")
+        accelerator.print(f"{lpips_weights()}: missing or damaged, LPIPS is skipped: download {LPIPS_URL} to this path")
 
     directory = part_dir(subject.directory, "reconstruction", subject.made_of(), accelerator)
     judged = found(directory, lambda: metrics.reconstruction(subject), accelerator)
     directory = part_dir(subject.directory, "likelihood", subject.made_of(priors=True), accelerator)
     judged["likelihood"] = found(directory, lambda: metrics.likelihood(subject), accelerator)
 
-    # An image never depends on how many are sampled: fewer are taken from those that are there, more are added.
+    # Sample i does not depend on num_samples, so existing samples are reused when num_samples changes.
     directory = part_dir(subject.directory, "samples", subject.made_of(*CONTROLS, priors=True), accelerator)
     controls = {name: getattr(config, name) for name in CONTROLS} | {"top_k": None}
     written = write_samples(
@@ -88,7 +88,7 @@ def judge(subject: Subject) -> dict[str, Any]:
 
 
 def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
-    """Classifiers that have seen real images, reconstructions, samples alone."""
+    """Train one classifier each on real images, on reconstructions and on samples."""
     train, codes = subject.images.train, subject.codes["train"]
     samples = as_image_set(written, subject.classes)
     kinds = {
@@ -100,7 +100,7 @@ def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
             subject.made_of("num_samples", *CONTROLS, *CLASSIFIER, priors=True),
         ),
     }
-    del kinds["real"][2]["autoencoder"]  # which it knows nothing of
+    del kinds["real"][2]["autoencoder"]  # real images do not depend on it
     classifiers = {}
     for name, (count, batches, made_of) in kinds.items():
         part = REAL_CLASSIFIER if name == "real" else f"classifier_{name}"
@@ -110,7 +110,7 @@ def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
 
 
 def compare(subject: Subject, written: Written, classifiers: dict[str, Classifier], directory: Path) -> dict[str, Any]:
-    """The sections `fidelity`, `classification_accuracy` and `rejection`, and the pictures of the report."""
+    """Compute the sections `fidelity`, `classification_accuracy` and `rejection`; save the images of the report."""
     accelerator = subject.accelerator
     windows = {
         "real": validation_window(len(subject.images.train), subject.config.evaluation.num_samples),
@@ -154,7 +154,7 @@ def _controls(subject: Subject) -> dict[str, Any]:
 def _seen(
     subject: Subject, written: Written, windows: dict[str, list[int]], network: metrics.Network
 ) -> dict[str, Seen]:
-    """What a network sees in training images, in held-out ones, in reconstructions of these, and in samples."""
+    """Outputs of a network for training images, held-out images and their reconstructions, and samples."""
     sets = {
         "real": (subject.images.train, windows["real"]),
         "held_out": (subject.images.validation, windows["held_out"]),

@@ -1,4 +1,4 @@
-"""Distances between sets of images in the features of a network, by torch-fidelity's functions."""
+"""Metrics of samples against real images in the feature space of a network, computed with torch-fidelity."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from vqvae2.evaluation.classifier import Seen
 
-KID_SUBSET = 1000  # images; at most half of a set, or all subsets would be alike and have no deviation
-SCORE_SPLITS = 10  # of the Inception score, from this many thousand images on; else one
-NEIGHBOURS = 3  # whose distance is the radius of precision and recall
-FEWEST_IMAGES = NEIGHBOURS + 2  # on either side, for a distance to mean anything
+KID_SUBSET = 1000  # images per subset; at most half of a set is used, or the subsets would be equal
+SCORE_SPLITS = 10  # splits of the Inception score for sets of at least 10,000 images; smaller sets use one split
+NEIGHBOURS = 3  # k of precision and recall: the radius is the distance to the k-th nearest neighbor
+FEWEST_IMAGES = NEIGHBOURS + 2  # smallest set of images that metrics are computed for
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float | None:
-    """Frechet distance of the Gaussians with the sets' means and covariances (Heusel et al. 2017, equation 6).
+    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, equation 6).
 
-    None where a set has fewer than FEWEST_IMAGES.
+    Returns None if a set has fewer than FEWEST_IMAGES images.
     """
     if min(len(features), len(others)) < FEWEST_IMAGES:
         return None
@@ -27,14 +27,15 @@ def frechet_distance(features: Tensor, others: Tensor) -> float | None:
 
 
 def fidelity(samples: Seen, real: Seen) -> dict[str, float | None]:
-    """Metrics of samples against real images.
+    """Compute all metrics of samples against real images.
 
     Returns:
-        fid: Frechet distance, of all images.
-        kid, kid_std: kernel distance (Binkowski et al. 2018), mean and deviation over 100 subsets.
-        score: exp of the mean divergence of class probabilities from their mean (Salimans et al. 2016).
-        precision, recall: share of one set within the reach of the other (Kynkaanniemi et al. 2019).
-        All None where a set has fewer than FEWEST_IMAGES.
+        fid: Frechet distance over all images.
+        kid, kid_std: kernel distance (Binkowski et al. 2018), mean and standard deviation over 100 subsets.
+        score: Inception score, exp of the mean KL divergence of class probabilities from their mean (Salimans et al.
+            2016).
+        precision, recall: see `precision_and_recall`.
+        All values are None if a set has fewer than FEWEST_IMAGES images.
     """
     fewest = min(len(samples.features), len(real.features))
     if fewest < FEWEST_IMAGES:
@@ -53,11 +54,16 @@ def fidelity(samples: Seen, real: Seen) -> dict[str, float | None]:
 
 
 def precision_and_recall(samples: Tensor, real: Tensor) -> dict[str, float]:
-    """precision: share of the samples (N, F) within reach of a real image; recall: the other way round."""
+    """Precision and recall in feature space (Kynkaanniemi et al. 2019); features are (N, F).
+
+    precision: fraction of the samples that lie within the radius of a real image. recall: fraction of the real images
+    that lie within the radius of a sample. The radius of an image is the distance to its nearest neighbor number
+    NEIGHBOURS in its own set.
+    """
     metrics = prc_features_to_metric(samples, real, prc_neighborhood=NEIGHBOURS, verbose=False)
     return {name: metrics[name] for name in ("precision", "recall")}
 
 
 def nearest(features: Tensor, others: Tensor, count: int) -> Tensor:
-    """Indices of the `count` nearest of `others` for each row of `features`, nearest first: (N, count)."""
+    """Indices (N, count) of the `count` rows of `others` nearest to each row of `features`, nearest first."""
     return torch.cdist(features, others).topk(min(count, len(others)), largest=False).indices

@@ -1,4 +1,4 @@
-"""The Inception network that published distances are measured with, from weights that have to lie ready."""
+"""The Inception network used for published FID and KID values. Its weights have to be downloaded beforehand."""
 
 from pathlib import Path
 
@@ -14,31 +14,31 @@ RESIZE = "bilinear to 299x299 as in TensorFlow 1"
 
 
 def weights_path() -> Path:
-    """Where torch-fidelity keeps the weights."""
+    """Path where torch-fidelity stores the weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
 
 
 def missing_weights() -> str | None:
-    """Why Inception cannot be used, and what to do; None where it can."""
+    """Return a message that says why Inception cannot be used and what to do, or None if it can be used."""
     path = weights_path()
     if not path.exists():
-        return f"{path}: not there, so metrics in Inception's features are left out: get it from {URL_INCEPTION_V3}"
+        return f"{path}: missing, Inception metrics are skipped: download {URL_INCEPTION_V3} to this path"
     if sha256(path) != OFFICIAL_SHA256:
-        return f"{path}: not the official file, so it is not read: delete it and get {URL_INCEPTION_V3}"
+        return f"{path}: not the official file, Inception metrics are skipped: replace it by {URL_INCEPTION_V3}"
     return None
 
 
 class Inception:
-    """Images -> Inception's features (2048) and logits."""
+    """Feature network: uint8 images (B, C, H, W) -> Inception's features (B, 2048) and logits."""
 
     def __init__(self, device: torch.device):
-        """Only where `missing_weights` has nothing to say."""
+        """Load the weights; `missing_weights` has to return None."""
         layers = ["2048", "logits_unbiased"]
         self.network = FeatureExtractorInceptionV3(
             "inception", layers, feature_extractor_weights_path=str(weights_path())
         ).to(device)
 
     def __call__(self, images: Tensor) -> Seen:
-        """uint8 (B, C, H, W) -> what it sees in them, in float32 as published metrics are: bf16 moves the features."""
+        """Compute features and logits of uint8 images (B, C, H, W) in float32, because bf16 changes the features."""
         with torch.autocast(images.device.type, enabled=False):
             return Seen(*self.network(images.expand(-1, 3, -1, -1)))

@@ -1,4 +1,4 @@
-"""The metrics of a run: how it reconstructs, how likely it finds images, how its samples compare with real ones."""
+"""Metrics of a run: reconstruction quality, likelihood, and comparison of samples with real images."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from vqvae2.prior.likelihood import nats_per_code
 from vqvae2.run.precision import widest_float
 from vqvae2.training.window import gather_shares, share_of, validation_window
 
-VARIANCE_IMAGES = 1024  # of training, that the variance of the pixels is fitted on
+VARIANCE_IMAGES = 1024  # training images that the pixel variance is estimated from
 KEPT_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 Network = Callable[[Tensor], Seen]
@@ -27,7 +27,7 @@ Network = Callable[[Tensor], Seen]
 
 @torch.no_grad()
 def reconstruction(subject: Subject) -> dict[str, Any]:
-    """The sections `reconstruction` and `codebook`, over all held-out images."""
+    """Compute the sections `reconstruction` and `codebook` over all held-out images."""
     autoencoder, accelerator = subject.generator.autoencoder, subject.accelerator
     images = subject.images.validation
     measures = measures_for(subject.trained.height_width, accelerator.device)
@@ -64,7 +64,7 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
 
 @torch.no_grad()
 def likelihood(subject: Subject) -> dict[str, Any]:
-    """The section `likelihood`: of codes given their labels, of pixels given their codes, and of both."""
+    """Compute the section `likelihood`: of codes given labels, of pixels given codes, and of both together."""
     accelerator, batch_size = subject.accelerator, subject.config.evaluation.batch_size
     held_out, train = subject.codes["validation"], subject.codes["train"]
     sets = {
@@ -108,7 +108,7 @@ def _squared_errors(images: Tensor, means: Tensor) -> Tensor:
 def _of_reconstructions(
     subject: Subject, images: Any, window: list[int], measure: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """A figure of each image of the window and of its reconstruction before rounding."""
+    """Apply `measure` to each image of the window and its reconstruction, which is not rounded to 8 bits."""
     accelerator = subject.accelerator
     rows = [torch.zeros(0, dtype=widest_float(accelerator.device), device=accelerator.device)]
     for batch in subject.real(images, subject.in_order(share_of(window, accelerator))):
@@ -122,17 +122,17 @@ def _of_reconstructions(
 def trained_classifier(
     subject: Subject, name: str, num_images: int, batches: Callable[[Any], Iterable[LabelledBatch]], directory: Path
 ) -> Classifier:
-    """A classifier trained on one kind of images.
+    """Train a classifier on one kind of images.
 
     Args:
         subject: the run.
-        name: of the kind, for messages.
-        num_images: of that kind.
-        batches: an order -> batches of them.
-        directory: of the part.
+        name: name of the kind, for messages.
+        num_images: number of images of that kind.
+        batches: takes an order, returns the batches of these images in that order.
+        directory: folder of the classifier.
     """
     config, accelerator = subject.config, subject.accelerator
-    accelerator.print(f"classifier of {name}: {num_images} images")
+    accelerator.print(f"classifier trained on {name}: {num_images} images")
     return train_classifier(
         new_classifier(config.evaluation, subject.trained.height_width, len(subject.classes), config.seed).to(
             accelerator.device
@@ -149,7 +149,7 @@ def trained_classifier(
 
 @torch.no_grad()
 def accuracy(subject: Subject, classifier: Classifier) -> float:
-    """Share of the real held-out images whose class it tells."""
+    """Accuracy of a classifier on the real held-out images."""
     images = subject.images.validation
     everything = list(range(len(images)))
     batches = subject.real(images, subject.in_order(share_of(everything, subject.accelerator)))
@@ -159,13 +159,13 @@ def accuracy(subject: Subject, classifier: Classifier) -> float:
 
 @torch.no_grad()
 def see(subject: Subject, network: Network, batches: Iterable[LabelledBatch], total: int) -> Seen:
-    """What a network sees in `total` images, of which `batches` are this process's share, on every process."""
+    """Outputs of a network for `total` images, gathered on every process; `batches` are this process's share."""
     accelerator = subject.accelerator
     parts = []
     for batch in batches:
         with accelerator.autocast():
             parts.append(Seen(*(x.float() for x in network(batch.images.to(accelerator.device)))))
-    if not parts:  # more processes than images
+    if not parts:  # this process has no images: there are more processes than images
         parts = [Seen(*(x[:0].float() for x in network(_blank(subject))))]
     return Seen(*(gather_shares(torch.cat(x), total, accelerator).cpu() for x in zip(*parts, strict=True)))
 
@@ -176,7 +176,7 @@ def _blank(subject: Subject) -> Tensor:
 
 
 def distances(samples: Seen, real: Seen, held_out: Seen, reconstructions: Seen) -> dict[str, Any]:
-    """Metrics of samples against training images, and of reconstructions against their originals."""
+    """Metrics of samples against training images, and the Frechet distance of reconstructions from held-out images."""
     return {
         **fidelity(samples, real),
         "reconstruction_fid": frechet_distance(reconstructions.features, held_out.features),
@@ -184,12 +184,12 @@ def distances(samples: Seen, real: Seen, held_out: Seen, reconstructions: Seen) 
 
 
 def rejection(samples: Seen, labels: Tensor, real: Seen) -> list[dict[str, float]]:
-    """Precision and recall of the samples that a classifier is surest of, by the fraction of each class that is kept.
+    """Precision and recall after rejection sampling, one row for each of KEPT_FRACTIONS with enough images.
 
     Args:
-        samples: what the classifier of real images sees in the samples.
-        labels: asked for, (N,).
-        real: what it sees in training images.
+        samples: outputs for the samples of the classifier trained on real images.
+        labels: requested classes of the samples, (N,).
+        real: outputs of the same classifier for training images.
     """
     rows = []
     for fraction in KEPT_FRACTIONS:

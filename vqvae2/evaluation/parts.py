@@ -1,4 +1,4 @@
-"""The parts of an evaluation: each keeps what it found in a folder, and is made again only where its inputs changed."""
+"""Parts of an evaluation: each stores its results in a folder and is recomputed only if its inputs have changed."""
 
 import json
 import shutil
@@ -13,15 +13,15 @@ from vqvae2.run.launch import refusals_reach_all
 
 
 def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: Accelerator) -> Path:
-    """The folder of a part, emptied if its inputs have changed.
+    """Return the folder of a part, emptied if the inputs of the part have changed.
 
-    What the folder's record holds beyond `made_of` does not count: results once depended on more.
+    Recorded inputs that are not in `made_of` are ignored, because earlier versions recorded more inputs.
 
     Args:
         evaluation: the folder of all parts.
-        name: of the part.
-        made_of: all that its results depend on, as JSON holds it.
-        accelerator: of the processes, which wait for one another.
+        name: name of the part.
+        made_of: all inputs that its results depend on, serializable as JSON.
+        accelerator: the accelerator; its processes wait for one another.
     """
     directory = evaluation / name
     with refusals_reach_all(accelerator):
@@ -40,20 +40,20 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
-        return {}  # not there, or damaged
+        return {}  # missing or damaged
 
 
 def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    """The metrics of a part: as its figures.json holds them, else computed by all processes and written by the first.
+    """Read the metrics of a part from its figures.json, or compute them on all processes and write that file.
 
     Args:
-        directory: of the part.
-        compute: the metrics; what the first process returns counts.
-        accelerator: of the processes.
+        directory: folder of the part.
+        compute: computes the metrics; those of the main process are written.
+        accelerator: the accelerator; its processes wait for one another.
     """
     path = directory / "figures.json"
     known = path.exists()
-    accelerator.wait_for_everyone()  # before anyone writes it
+    accelerator.wait_for_everyone()  # all processes have to check for the file before it is written
     if not known:
         metrics = compute()
         with refusals_reach_all(accelerator):

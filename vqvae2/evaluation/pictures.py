@@ -1,4 +1,4 @@
-"""The pictures of a report: reconstructions, samples of each class, temperatures, nearest training images."""
+"""Images of the report: reconstructions, samples of each class, samples by temperature, nearest training images."""
 
 from itertools import chain
 from pathlib import Path
@@ -19,14 +19,15 @@ NEIGHBOURS = 3
 
 
 def save_all(subject: Subject, written: Written, real: list[int], neighbours: Tensor | None, directory: Path) -> None:
-    """Write the pictures of a report into `directory`.
+    """Save the images of the report to `directory`.
 
     Args:
         subject: the run.
         written: its samples.
-        real: the training images that samples were compared with.
-        neighbours: places in `real` of each sample's nearest ones, (N, count); None: not known.
-        directory: where they go.
+        real: indices of the training images that the samples are compared with.
+        neighbours: for each sample the indices in `real` of its nearest training images, (N, count), nearest first;
+            None: not available.
+        directory: the folder to write to.
     """
     images = subject.images.validation
     shown = validation_window(len(images), GRID_IMAGES)
@@ -62,7 +63,7 @@ def save_all(subject: Subject, written: Written, real: list[int], neighbours: Te
 
 
 def _save_rows(rows: list[list[Tensor]], path: Path) -> None:
-    """Rows of COLUMNS images, shorter ones filled up with white."""
+    """Save rows of at most COLUMNS images as one image; shorter rows are padded with white."""
     blank = torch.full_like(rows[0][0], 255)
     cells = chain.from_iterable([*row, *[blank] * (COLUMNS - len(row))] for row in rows)
     save_grid(torch.stack(list(cells)), path, COLUMNS)

@@ -1,4 +1,4 @@
-"""Rejection sampling: of many samples, those that a classifier is surest of (Razavi et al. 2019, section 3.3)."""
+"""Rejection sampling: keep the samples with the highest classifier confidence (Razavi et al. 2019, section 3.3)."""
 
 import math
 from pathlib import Path
@@ -13,15 +13,15 @@ from vqvae2.generation.samples import Written, read_sample, save_samples_grid
 from vqvae2.run.directory import make_dir, write_atomically, writing
 
 BATCH_SIZE = 64
-REAL_CLASSIFIER = "classifier_real"  # the part of an evaluation that leaves it
+REAL_CLASSIFIER = "classifier_real"  # evaluation part that contains the classifier trained on real images
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """The probability (N,) that a classifier gives the class that was asked for; its likeliest one's where none was.
+    """Probability (N,) of the requested class, or of the most probable class if none was requested.
 
     Args:
         logits: (N, classes).
-        labels: (N,) int64, -1 for none.
+        labels: requested classes, (N,) int64, -1 for none.
     """
     probabilities = logits.double().softmax(1)
     asked = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
@@ -29,7 +29,7 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def best_of_each_class(confidences: Tensor, labels: Tensor, fraction: float) -> Tensor:
-    """Indices, ascending, of the samples with the highest confidence: `fraction` of each class, rounded up."""
+    """Indices, in ascending order, of the most confident samples: `fraction` of each class, rounded up."""
     kept = []
     for label in labels.unique():
         indices = (labels == label).nonzero()[:, 0]
@@ -39,29 +39,31 @@ def best_of_each_class(confidences: Tensor, labels: Tensor, fraction: float) -> 
 
 
 def classifier_for(generator: Generator, fraction: float) -> Classifier:
-    """The classifier of real images that an evaluation of the run has left, to keep a fraction of its samples.
+    """Load the classifier that the evaluation of the run has trained on real images.
 
     Raises:
-        UserError: there is none, there are no classes, or the fraction is none.
+        UserError: `fraction` is not in (0, 1], the run has no classes, or it has not been evaluated.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"keep_fraction: {fraction!r} is not valid: above 0 and at most 1")
+        raise UserError(f"keep_fraction: {fraction!r} is not valid: use a number above 0 and at most 1")
     if not generator.classes:
-        raise UserError("keep_fraction: this run was trained on images without classes: leave it out")
+        raise UserError(
+            f"keep_fraction: {fraction!r}, but this run was trained on images without classes: leave it out"
+        )
     return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER).to(generator.device)
 
 
 @torch.no_grad()
 def keep_best(written: Written, classifier: Classifier, fraction: float) -> Path:
-    """Copy the best of the samples into a folder beside them, with a grid of their own.
+    """Copy the most confident samples to a new folder in the same place, with an image grid of their own.
 
     Args:
         written: samples of a run with classes.
-        classifier: of its real images, on the device to compute on.
-        fraction: of each class that is kept.
+        classifier: the classifier trained on real images, on the device to compute on.
+        fraction: fraction of each class to keep.
 
     Returns:
-        The grid's path; the folder has the same name without its ending.
+        The path of the image grid; the folder has the same name without the extension.
     """
     device = next(classifier.parameters()).device
     batches = [written.paths[i : i + BATCH_SIZE] for i in range(0, len(written.paths), BATCH_SIZE)]

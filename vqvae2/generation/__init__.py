@@ -1,1 +1,1 @@
-"""New images from a trained run."""
+"""Sampling new images from a trained run."""

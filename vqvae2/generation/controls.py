@@ -1,4 +1,4 @@
-"""What a user asks of samples: labels, temperature and the like, checked."""
+"""Validation of the sampling arguments: labels, temperature, top-k, top-p and guidance."""
 
 from collections.abc import Sequence
 
@@ -24,31 +24,31 @@ def choose_labels(
     frequencies: list[float],
     can_be_hidden: bool,
 ) -> Tensor | None:
-    """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes.
+    """Class index of each image, (B,) int64, -1 for the unconditional model; None if the run has no classes.
 
     Args:
-        label: one for all images or one for each: a class by name or index, "none" for the unconditional model, None
-            for a class drawn from the training frequencies.
-        indices: numbers of the images; with the seed they decide which class is drawn.
-        seed: of the random numbers.
-        guidance: 1 for none.
+        label: one label for all images, or one for each image. A label is a class name or index, "none" for the
+            unconditional model, or None for a class drawn at random with the training frequencies.
+        indices: image numbers; the class of an image is drawn by (seed, image number).
+        seed: seed of the random numbers.
+        guidance: scale of classifier-free guidance; 1: no guidance.
         classes: names of the classes.
-        frequencies: share of the training images in each class.
-        can_be_hidden: whether the priors were trained without labels, too.
+        frequencies: fraction of the training images in each class.
+        can_be_hidden: whether the priors were trained with label dropout.
 
     Raises:
-        UserError: the label or guidance do not fit the run.
+        UserError: a label or the guidance is not valid for this run.
     """
     wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
     if len(wanted) != len(indices):
-        raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one, or one for each")
+        raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one label, or one for each image")
     if not classes:
         if guidance != 1 or any(x is not None and x != UNCONDITIONAL for x in wanted):
             raise UserError("label, guidance: this run was trained on images without classes: leave both out")
         return None
     if not can_be_hidden and (guidance != 1 or UNCONDITIONAL in wanted):
         raise UserError(
-            "label none, guidance: this run's priors were trained with label_dropout 0 and always need a label"
+            "label none, guidance: the priors of this run were trained with label_dropout 0: give a class, no guidance"
         )
     drawn = torch.tensor(frequencies, dtype=torch.float64)
     return torch.tensor([_class_index(x, i, seed, classes, drawn) for x, i in zip(wanted, indices, strict=True)])
@@ -65,27 +65,31 @@ def _class_index(label: Label, image: int, seed: int, classes: list[str], freque
     if str(label).isdecimal() and int(label) < len(classes):
         return int(label)
     raise UserError(
-        f"label: no class {label!r}: choose one of {', '.join(classes)}, an index below {len(classes)}, or none"
+        f"label: {label!r} is not a class: use one of {', '.join(classes)}, an index below {len(classes)}, or none"
     )
 
 
 def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
-    """The controls of one level, checked."""
+    """Return the controls of one level.
+
+    Raises:
+        UserError: a value is not valid.
+    """
     temperature, top_k, top_p = (
         x.get(level, default) if isinstance(x, dict) else x
         for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
     )
     if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature: {temperature!r} is not valid: a number above 0")
+        raise UserError(f"temperature: {temperature!r} is not valid: use a number above 0")
     if top_k is not None:
         at_least("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p: {top_p!r} is not valid: above 0 and at most 1")
+        raise UserError(f"top_p: {top_p!r} is not valid: use a number above 0 and at most 1")
     at_least("guidance", guidance, 0)
     return Controls(temperature, top_k, top_p, guidance)
 
 
 def at_least(name: str, value: float, least: float) -> None:
-    """Raise a UserError where `value` is smaller than `least`."""
+    """Raise a UserError if `value` is less than `least` or NaN."""
     if not value >= least:
-        raise UserError(f"{name}: {value!r} is not valid: {least} or more")
+        raise UserError(f"{name}: {value!r} is not valid: use {least} or more")

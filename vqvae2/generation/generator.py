@@ -1,4 +1,4 @@
-"""What a user holds after training: sample new images, encode images to codes, decode codes to images."""
+"""The interface to a trained run: sample new images, encode images to codes, decode codes to images."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Generator:
-    """A trained run: its autoencoder and its priors."""
+    """The autoencoder and the priors of a trained run. Create it with `from_run`."""
 
     def __init__(self, run_dir: str | Path, trained: TrainedAutoencoder, device: torch.device, dtype: torch.dtype):
-        """Use `from_run`."""
+        """Not called directly: use `from_run`."""
         self.run_dir = Path(run_dir)
         self.device = device
         self.dtype = dtype
@@ -43,9 +43,9 @@ class Generator:
         """Load a run.
 
         Args:
-            run_dir: of a run whose stage 1 has finished; `sample` needs the other stages too.
-            device: where to compute; None: the GPU if there is one.
-            dtype: auto (bfloat16 where the hardware is fast at it, else float32), float32 or bfloat16.
+            run_dir: directory of a run whose stage 1 has finished; `sample` requires all stages.
+            device: device to compute on; None: the GPU if there is one, else the CPU.
+            dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
 
         Raises:
             UserError: stage 1 has not finished, or its files are damaged.
@@ -55,12 +55,12 @@ class Generator:
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
         if dtype not in DTYPES.values():
-            raise UserError(f"dtype: {dtype!r} is not valid: auto, float32 or bfloat16")
+            raise UserError(f"dtype: {dtype!r} is not valid: use auto, float32 or bfloat16")
         return Generator(run_dir, load_autoencoder(run_dir), device, dtype)
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that can be asked for, in the order of their indices."""
+        """Names of the classes, in the order of their indices."""
         return self._trained.classes
 
     @property
@@ -68,12 +68,12 @@ class Generator:
         """The prior of each level, in float32: prior(codes, coarser, labels) -> logits (B, K, H, W).
 
         Raises:
-            UserError: the stage of a level has not finished, or was trained on the codes of another autoencoder.
+            UserError: the prior of a level is not trained, or was trained on the codes of another autoencoder.
         """
         return {name: prior.module for name, prior in self._priors.items()}
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that change with any of the run's weights."""
+        """Hash of the weights of all models, eight hexadecimal digits."""
         digests = [self._trained.sha256, *(prior.sha256 for prior in self._priors.values())]
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
 
@@ -86,20 +86,24 @@ class Generator:
 
     @cached_property
     def _sampling_priors(self) -> dict[str, Prior]:
-        """The priors in the precision that codes are drawn in."""
+        """The priors in the precision used for sampling."""
         return {
             name: x if self.dtype == torch.float32 else deepcopy(x).to(self.dtype) for name, x in self.priors.items()
         }
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 images (B, C, H, W) -> codes (B, H / stride, W / stride), int64, of each level."""
+        """Encode uint8 images (B, C, H, W) to the codes of each level, (B, H / stride, W / stride) int64.
+
+        Raises:
+            UserError: dtype or shape of the images do not match the run.
+        """
         height, width = self._trained.height_width
         expected = (self._trained.channels, height, width)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise UserError(
                 f"images: {tuple(images.shape)} {images.dtype} is not valid: "
-                f"uint8 of shape (B, {', '.join(map(str, expected))})"
+                f"use uint8 of shape (B, {', '.join(map(str, expected))})"
             )
         with self._autocast():
             parts = [self.autoencoder.encode(x.to(self.device)) for x in images.split(SAMPLES_AT_A_TIME)]
@@ -107,11 +111,15 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
-        """Codes of every level, as `encode` gives them -> uint8 images (B, C, H, W)."""
+        """Decode the codes of all levels, as returned by `encode`, to uint8 images (B, C, H, W).
+
+        Raises:
+            UserError: the codes of a level are missing.
+        """
         missing = [name for name in self.autoencoder.names if name not in codes]
         if missing:
             raise UserError(
-                f"codes: the levels {missing} are missing: give those of every level, {self.autoencoder.names}"
+                f"codes: the levels {missing} are missing: give the codes of all levels, {self.autoencoder.names}"
             )
         count = len(codes[self.autoencoder.names[0]])
         with self._autocast():
@@ -137,27 +145,28 @@ class Generator:
         kept: dict[str, Kept] | None = None,
         progress: Callable[[int], object] = lambda codes: None,
     ) -> Tensor:
-        """Make new images: uint8 (num_images, C, H, W).
+        """Sample new images: uint8 (num_images, C, H, W).
 
-        Image i depends on (seed, i) and the controls alone, whatever the number of images.
+        Image i depends only on (seed, i) and the other arguments, not on the number of images.
 
         Args:
-            num_images: how many.
-            label: a class by name or index, for all images or one for each; "none": the unconditional model;
-                None: each image's class is drawn from the training frequencies.
-            temperature: above 0; below 1 for likelier, less varied images. It,
-                top_k and top_p may be dictionaries by level.
-            top_k: draw each code from the k likeliest ones only.
-            top_p: draw each code from the likeliest ones that together hold this much probability only.
-            guidance: above 1 the label counts for more.
-            seed: of the random numbers.
+            num_images: number of images.
+            label: a class name or index, for all images or one for each; "none": the unconditional model; None: the
+                class of each image is drawn at random with the training frequencies.
+            temperature: divides the logits, above 0; values below 1 give more probable, less varied images.
+                temperature, top_k and top_p may be dictionaries by level.
+            top_k: sample each code from the k most probable codes; None: from all.
+            top_p: sample each code from the smallest set of most probable codes with at least this total probability;
+                None: from all.
+            guidance: scale of classifier-free guidance; 1: none; larger values follow the label more closely.
+            seed: seed of the random numbers.
             first_image: number of the first image.
-            batch_size: images made at a time, the last ones filled up with others that are thrown away.
-            kept: codes that are not drawn, by level; see `complete` and `resample`.
-            progress: called with the number of codes drawn for the batch since the last call.
+            batch_size: images sampled at a time; the last batch is padded with images that are discarded.
+            kept: codes that are kept instead of sampled, by level; see `complete` and `resample`.
+            progress: called with the number of codes sampled for the batch since the last call.
 
         Raises:
-            UserError: a stage has not finished, or an argument does not fit the run.
+            UserError: a stage has not finished, or an argument is not valid for this run.
         """
         at_least("num_images", num_images, 1)
         at_least("batch_size", batch_size, 1)
@@ -178,39 +187,39 @@ class Generator:
         return torch.cat(images)
 
     def complete(self, images: Tensor, keep: str, **options: Any) -> Tensor:
-        """Draw anew what lies outside a region of each image: uint8 (B, C, H, W) -> the same shape.
+        """Keep a region of each image and sample the rest: uint8 (B, C, H, W) -> uint8 (B, C, H, W).
 
-        Only what comes later in reading order can fit itself to what is kept: above
-        it and to its left, codes are drawn as if it were not there.
+        Codes are sampled in raster order (row by row, from left to right). Codes before the kept region in this order
+        are sampled without knowledge of it, so only those after it are consistent with it.
 
         Args:
-            images: uint8 (B, C, H, W); image i depends on (seed, i), too.
-            keep: top, bottom, left or right, a half; or a box LEFT,UPPER,RIGHT,LOWER in pixels.
+            images: uint8 (B, C, H, W); the random numbers of image i depend on (seed, i).
+            keep: the half to keep (top, bottom, left or right), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
             **options: label, temperature, top_k, top_p, guidance, seed, batch_size and progress of `sample`.
         """
         return self.sample(len(images), kept=self.kept_region(images, keep), **options)
 
     def resample(self, images: Tensor, level: str = "bottom", **options: Any) -> Tensor:
-        """Draw a level and all finer ones anew, given the coarser codes of each image: uint8 (B, C, H, W).
+        """Keep the coarser codes of each image and sample `level` and all finer levels: uint8 (B, C, H, W).
 
         Args:
             images: uint8 (B, C, H, W).
-            level: the coarsest level that is drawn.
+            level: the coarsest level that is sampled.
             **options: as for `complete`.
         """
         return self.sample(len(images), kept=self.kept_coarser(images, level), **options)
 
     def kept_region(self, images: Tensor, keep: str) -> dict[str, Kept]:
-        """The codes inside a region, for `sample`; arguments as for `complete`."""
+        """Codes inside a region, for the argument `kept` of `sample`; arguments as for `complete`."""
         size = self._trained.height_width
         return keep_region(self.encode(images), self._trained.grids, parse_region(keep, size), size)
 
     def kept_coarser(self, images: Tensor, level: str) -> dict[str, Kept]:
-        """The codes of the levels coarser than `level`, for `sample`."""
+        """Codes of the levels coarser than `level`, for the argument `kept` of `sample`."""
         return keep_coarser(self.encode(images), level)
 
     def read_image(self, path: str | Path) -> Tensor:
-        """An image file as one of this run's images: uint8 (1, C, H, W)."""
+        """Read an image file in the size and channels of this run: uint8 (1, C, H, W)."""
         return read_image(Path(path), self._trained.height_width, self._trained.channels)[None]
 
     def _sample_batch(
@@ -233,10 +242,10 @@ class Generator:
     def labels(
         self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0
     ) -> Tensor | None:
-        """Class index of each image, (B,) int64, -1 for the unconditional model; None if there are no classes.
+        """Class index of each image, (B,) int64, -1 for the unconditional model; None if the run has no classes.
 
         Raises:
-            UserError: label or guidance do not fit the run.
+            UserError: a label or the guidance is not valid for this run.
         """
         can_be_hidden = all(prior.config.label_dropout > 0 for prior in self.priors.values())
         return choose_labels(

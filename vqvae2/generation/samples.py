@@ -1,4 +1,4 @@
-"""Sampled images as files in a run's folder samples/."""
+"""Write sampled images to files, by default in the samples/ folder of the run."""
 
 import hashlib
 import os
@@ -20,16 +20,16 @@ from vqvae2.run.directory import make_dir, writing
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.stopping import StopRequests
 
-GRID_IMAGES = 64  # a grid shows no more
+GRID_IMAGES = 64  # maximum number of images in an image grid
 
 
 class Written(NamedTuple):
-    """Sampled images as files.
+    """Files of sampled images.
 
     Attributes:
-        paths: of the images.
-        labels: class index of each, (N,), -1 for none; None where there are no classes.
-        grid: of the picture that shows the first ones together.
+        paths: paths of the images.
+        labels: class index of each image, (N,), -1 for none; None if the run has no classes.
+        grid: path of the image grid that shows the first images together.
     """
 
     paths: list[Path]
@@ -38,7 +38,7 @@ class Written(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What samples begin from: a name for their files, and the codes of one image that they keep, by level."""
+    """Kept codes that sampling starts from: a name for the files, and the kept codes of one image by level."""
 
     name: str
     kept: dict[str, Kept]
@@ -47,22 +47,22 @@ class Start(NamedTuple):
 def start_from(
     generator: Generator, complete: str | None, keep: str, resample: str | None, image: str | None
 ) -> Start | None:
-    """What the flags of sample.py ask to begin from; None where they ask for nothing.
+    """Build the start that the flags of sample.py describe; None if all codes are to be sampled.
 
     Args:
-        generator: of a finished run.
-        complete: an image file, of which the region `keep` stays.
+        generator: generator of a finished run.
+        complete: an image file whose region `keep` is kept.
         keep: see `Generator.complete`.
-        resample: the coarsest level that is drawn anew, of `image`.
-        image: an image file.
+        resample: the coarsest level that is sampled; the coarser codes of `image` are kept.
+        image: an image file, for `resample`.
 
     Raises:
-        UserError: the flags do not go together, or the image cannot be read.
+        UserError: the flags cannot be combined, or the image cannot be read.
     """
     if complete and resample:
-        raise UserError("complete, resample: give one of them")
+        raise UserError("complete, resample: give only one of them")
     if (resample is None) != (image is None):
-        raise UserError("resample, image: give both: the level to draw anew, and the image whose coarser codes stay")
+        raise UserError("resample, image: give both: the level to sample, and the image whose coarser codes are kept")
     if complete:
         pixels = generator.read_image(complete)
         name = f"complete-{_image_name(complete, pixels)}_keep-{keep.replace(',', '-')}"
@@ -74,7 +74,7 @@ def start_from(
 
 
 def _image_name(path: str, pixels: torch.Tensor) -> str:
-    """The file's name and eight digits of its pixels as the run sees them."""
+    """Stem of the file name and eight hexadecimal digits of the SHA-256 of the resized image."""
     return f"{Path(path).stem}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
 
 
@@ -89,23 +89,24 @@ def write_samples(
     start: Start | None = None,
     folder: Path | None = None,
 ) -> Written:
-    """Sample images 0..num_images-1 of a seed into a folder, one PNG each, and a grid of the first ones.
+    """Sample images 0 to num_images - 1 of a seed and write them as PNG files, with an image grid of the first ones.
 
-    The batches are dealt out to the processes; a batch whose files are all there is not made again.
+    The batches are distributed over the processes. A batch whose files all exist is skipped.
 
     Args:
-        generator: of a finished run.
-        num_images: how many images.
-        label: a class by name or index, none, or None for classes drawn from the training frequencies.
-        controls: temperature, top_k, top_p and guidance, as `Generator.sample` takes them.
-        seed: of the random numbers.
-        batch_size: images made at a time by a process.
-        state: which process this is.
-        start: an image's codes that every sample keeps; None: all codes are drawn.
-        folder: where the files go; None: the run's samples/.
+        generator: generator of a finished run.
+        num_images: number of images.
+        label: a class name or index, "none", or None; see `Generator.sample`.
+        controls: temperature, top_k, top_p and guidance; see `Generator.sample`.
+        seed: seed of the random numbers.
+        batch_size: images that a process samples at a time.
+        state: state of the processes.
+        start: codes of an image that every sample keeps; None: all codes are sampled.
+        folder: folder to write to; None: samples/ of the run.
 
     Raises:
-        StoppedError: a signal asked for it, or the launcher is gone; finished batches are kept.
+        StoppedError: a signal was received or the launcher has ended; finished batches are saved.
+        UserError: an argument is not valid for this run.
     """
     at_least("num_images", num_images, 1)
     at_least("batch_size", batch_size, 1)
@@ -143,7 +144,7 @@ def write_samples(
                     save_image(image, beside)
                     os.replace(beside, paths[i])
             if reason := requests.reason():
-                raise StoppedError(f"{directory}: stopped by {reason}; finished batches are kept")
+                raise StoppedError(f"{directory}: stopped by {reason}; finished batches are saved")
 
     grid = directory / f"grid_{stem}.png"
     with refusals_reach_all(state):
@@ -154,13 +155,13 @@ def write_samples(
 
 
 def save_samples_grid(paths: list[Path], grid: Path) -> None:
-    """The first GRID_IMAGES of the images at `paths` as one PNG."""
+    """Save the first GRID_IMAGES of the images at `paths` as one PNG."""
     shown = [read_sample(path) for path in paths[:GRID_IMAGES]]
     save_grid(torch.stack(shown), grid, columns=int(np.ceil(np.sqrt(len(shown)))))
 
 
 def read_sample(path: Path) -> torch.Tensor:
-    """A sampled image as it was made: uint8 (C, H, W)."""
+    """Read a sampled image: uint8 (C, H, W)."""
     with Image.open(path) as image:
         pixels = np.array(image)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
@@ -169,7 +170,7 @@ def read_sample(path: Path) -> torch.Tensor:
 def _stem(
     label: str | None, controls: dict[str, Any], seed: int, batch_size: int, generator: Generator, start: Start | None
 ) -> str:
-    """Tells apart what was sampled from other weights, with other controls, or with other rounding."""
+    """File name prefix; it differs for other weights, controls, precisions and batch sizes, as these change samples."""
     neutral = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 1.0}
     parts = (
         ([start.name] if start else [])

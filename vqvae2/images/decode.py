@@ -1,4 +1,4 @@
-"""From an image file, as people have them, to a uint8 tensor of the wanted size."""
+"""Decoding of image files to uint8 tensors of the target size."""
 
 import io
 import warnings
@@ -21,13 +21,13 @@ Colour = tuple[int, int, int]
 
 
 class Crop(NamedTuple):
-    """A part of an image.
+    """A rectangular crop of an image, relative to the size of the image.
 
     Attributes:
-        area: its share of the image.
-        ratio: by how much wider it is than the wanted shape.
-        x: where it lies from left (0) to right (1).
-        y: likewise from top to bottom.
+        area: fraction of the image area, in (0, 1].
+        ratio: aspect ratio (width / height) of the crop, divided by the aspect ratio of the target size.
+        x: horizontal offset, from 0 (left edge) to 1 (right edge).
+        y: vertical offset, from 0 (top edge) to 1 (bottom edge).
     """
 
     area: float
@@ -39,32 +39,31 @@ class Crop(NamedTuple):
 def read_image(
     path: Path, height_width: tuple[int, int], channels: int, background: Colour = WHITE, crop: Crop | None = None
 ) -> Tensor:
-    """Read, turn upright, scale to cover `height_width` and crop the centre: uint8 (C, H, W).
+    """Read an image file as uint8 (C, H, W): upright, scaled to cover `height_width` and center-cropped.
 
-    With `crop` that part is scaled instead.
+    With `crop`, that part of the image is scaled to `height_width` instead.
 
     Raises:
-        UserError: the file is missing, too large to be an honest picture, or cannot be decoded.
+        UserError: the file is missing, cannot be decoded, or has so many pixels that Pillow treats it as a
+            decompression bomb.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data and the like, each time a file is read
+            warnings.simplefilter("ignore")  # damaged EXIF data, for example, would warn at each read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 with Image.open(path) as image:
                     draft(image, height_width, crop)
                     return to_tensor(image, height_width, channels, background, crop)
-            except OSError:  # some JPEGs can be decoded at their full size alone
+            except OSError:  # some JPEGs can only be decoded at full size
                 with Image.open(path) as image:
                     return to_tensor(image, height_width, channels, background, crop)
-    except Exception as error:  # decoders raise nearly anything on spoilt bytes
-        raise UserError(
-            f"{path}: cannot be read as an image ({error}): repair it or take it out of the folder"
-        ) from error
+    except Exception as error:  # decoders raise many types of exceptions on corrupt data
+        raise UserError(f"{path}: cannot be read as an image ({error}): repair the file or remove it") from error
 
 
 def draft(image: Image.Image, height_width: tuple[int, int], crop: Crop | None) -> None:
-    """Let the JPEG decoder scale down by itself, to no less than the side needed after a possible turn."""
+    """Let the JPEG decoder downscale while decoding, to no less than the target size in either orientation."""
     side = max(height_width) if crop is None else max(height_width) * max(crop.ratio, 1 / crop.ratio) / crop.area**0.5
     if image.format == "JPEG" and min(image.size) >= 2 * side:
         scale = min(image.size) / side
@@ -78,9 +77,10 @@ def to_tensor(
     background: Colour = WHITE,
     crop: Crop | None = None,
 ) -> Tensor:
-    """Any Pillow image -> uint8 (C, H, W): upright, in sRGB or grayscale, centre-cropped to the wanted shape.
+    """Convert a Pillow image to uint8 (C, H, W): upright, in sRGB or grayscale, center-cropped to `height_width`.
 
-    What is transparent is laid over `background`. With `crop` that part is scaled to the wanted shape.
+    Transparent pixels are composited onto `background`. With `crop`, that part of the image is scaled to
+    `height_width` instead.
     """
     height, width = height_width
     profile = image.info.get("icc_profile")
@@ -98,7 +98,13 @@ def to_tensor(
 
 
 def crop_box(size: tuple[int, int], aspect: float, crop: Crop) -> tuple[float, float, float, float]:
-    """(left, upper, right, lower) of a part of an image of `size` (width, height); `aspect`: of the wanted shape."""
+    """Return the box (left, upper, right, lower) of a crop in pixels.
+
+    Args:
+        size: (width, height) of the image in pixels.
+        aspect: width / height of the target size.
+        crop: the crop, relative to the size of the image.
+    """
     width, height = size
     area, ratio = crop.area * width * height, crop.ratio * aspect
     box_width, box_height = min(width, (area * ratio) ** 0.5), min(height, (area / ratio) ** 0.5)
@@ -107,7 +113,10 @@ def crop_box(size: tuple[int, int], aspect: float, crop: Crop) -> tuple[float, f
 
 
 def to_eight_bits(image: Image.Image, background: Colour) -> Image.Image:
-    """Mode L, RGB or CMYK of any mode: 16 bits scaled, transparency laid over the background."""
+    """Convert an image of any mode to mode L, RGB or CMYK.
+
+    16-bit values are scaled to 8 bits; transparent pixels are composited onto `background`.
+    """
     if image.mode in SIXTEEN_BITS:
         values = np.asarray(image).astype(np.float32)
         return Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
@@ -121,7 +130,7 @@ def to_eight_bits(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The colours of an ICC profile in sRGB; the image itself where the profile cannot be used."""
+    """Convert an image from its ICC profile to sRGB; return it unchanged if the profile cannot be used."""
     try:
         return ImageCms.applyTransform(image, _transform(profile, image.mode)) or image
     except (ImageCms.PyCMSError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Folders of images: what is in them, and which images are held out."""
+"""Listing of the images in a folder or CSV file, and the split into training and validation images."""
 
 import csv
 import os
@@ -14,14 +14,14 @@ from vqvae2.run.seeding import keyed_generator
 
 
 class Listing(NamedTuple):
-    """Image files, sorted by name; labels are -1 and classes empty where there are no classes.
+    """A list of image files, sorted by name.
 
     Attributes:
-        classes: their names, in the order of the labels.
-        labels: of each file.
-        names: paths below `folder`.
-        folder: where they lie.
-        ignored: number of files that are no images.
+        classes: names of the classes, in the order of the labels; empty if there are no classes.
+        labels: class index of each file, -1 if there are no classes.
+        names: path of each file, relative to `folder`.
+        folder: folder of the files.
+        ignored: number of files that are not images.
     """
 
     classes: list[str]
@@ -32,15 +32,17 @@ class Listing(NamedTuple):
 
 
 def list_images(root: Path) -> Listing:
-    """The images below a folder, or those that a CSV file names."""
+    """List the images in a folder and its subfolders, or the images that a CSV file names."""
     return list_csv(root) if root.suffix.lower() == ".csv" else list_folder(root)
 
 
 def list_csv(path: Path) -> Listing:
-    """The images of a CSV file with a line `path,label` above, or `path` alone; paths are relative to its folder.
+    """List the images that a CSV file names; paths are relative to the folder of the CSV file.
+
+    The first line is `path,label`, or `path` for images without classes.
 
     Raises:
-        UserError: no such file, another first line, a line without its label, or no image named.
+        UserError: the file cannot be read, has another first line, has a line with a missing value, or names no image.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -49,15 +51,15 @@ def list_csv(path: Path) -> Listing:
         raise UserError(f"{path}: cannot be read as CSV ({error}): set images.root to another file") from error
     columns = [column.strip().lower() for column in rows[0]] if rows else []
     if columns not in (["path"], ["path", "label"]):
-        raise UserError(f"{path}: its first line is {','.join(columns)!r}: it must be path,label or path")
+        raise UserError(f"{path}: first line is {','.join(columns)!r}: use path,label or path")
     entries: dict[str, str] = {}
     for number, row in enumerate(rows[1:], start=2):
         if row and (len(row) != len(columns) or not all(cell.strip() for cell in row)):
-            raise UserError(f"{path}, line {number}: {','.join(row)!r}: it must hold {','.join(columns)}")
+            raise UserError(f"{path}, line {number}: {','.join(row)!r} is not valid: use {','.join(columns)}")
         if row:
             entries[row[0].strip()] = row[-1].strip()
     if not entries:
-        raise UserError(f"{path}: names no images: set images.root to another file")
+        raise UserError(f"{path}: lists no images: set images.root to another file")
     names = sorted(entries)
     if columns == ["path"]:
         return Listing([], [-1] * len(names), names, path.parent)
@@ -66,24 +68,23 @@ def list_csv(path: Path) -> Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """The images below `root`; the class of each is the first folder on its path, if it lies in one.
+    """List the images in a folder and its subfolders.
 
-    Links are followed; a folder that is reached twice counts once. Hidden files and folders are left out, such
-    as .ipynb_checkpoints/.
+    The class of an image is the first folder on its path below `root`. Images directly in `root` have no class.
+    Symbolic links are followed, and a folder that is reached twice is listed once. Hidden files and folders, such
+    as .ipynb_checkpoints/, are skipped.
 
     Raises:
-        UserError: no such folder, no image in it, or images both in class folders and beside them.
+        UserError: `root` is not a folder, contains no images, or has images both in class folders and outside them.
     """
     if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder of images: set images.root (or images.validation_root) to an existing one"
-        )
+        raise UserError(f"{root}: no such folder: set images.root (or images.validation_root) to an existing folder")
     files = sorted(_files_below(root))
     names = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
     if not names:
         raise UserError(
-            f"{root}: no images in it: set images.root (or images.validation_root) to another folder; "
-            f"looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too"
+            f"{root}: contains no images: set images.root (or images.validation_root) to another folder "
+            f"(supported: {', '.join(sorted(EXTENSIONS))}, also in subfolders)"
         )
     ignored = len(files) - len(names)
     in_class = [("/" in name) for name in names]
@@ -91,7 +92,7 @@ def list_folder(root: Path) -> Listing:
         return Listing([], [-1] * len(names), names, root, ignored)
     if not all(in_class):
         stray = names[in_class.index(False)]
-        raise UserError(f"{root}: {stray} lies beside the class folders: move it into one, or remove the folders")
+        raise UserError(f"{root}: {stray} is not in a class folder: move it into one, or remove the class folders")
     classes = sorted({name.split("/")[0] for name in names})
     index = {name: i for i, name in enumerate(classes)}
     return Listing(classes, [index[name.split("/")[0]] for name in names], names, root, ignored)
@@ -110,14 +111,14 @@ def _files_below(root: Path) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}: give this user the right to read it")
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}): grant this user read permission")
 
 
 def split(labels: list[int], first_count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Two sorted lists of indices, `first_count` in the first, every class shared out in proportion to its size.
+    """Split image indices at random into two sorted lists, with every class in proportion to its size (stratified).
 
-    The images of a class are ranked at random and every image gets its rank over its class's size;
-    the first list takes the lowest of these, so that a class with one image is in the first list.
+    Within each class, images get a random rank, divided by the size of the class. The first list takes the
+    `first_count` images with the lowest values, so that the image of a class with a single image is in the first list.
     """
     order = torch.randperm(len(labels), generator=keyed_generator(seed, "split")).tolist()
     seen: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Pictures written to disk."""
+"""Writing of images and grids of images as PNG files."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from torchvision.utils import make_grid
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """One uint8 image (C, H, W) as PNG."""
+    """Write a uint8 image (C, H, W) as a PNG file."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """uint8 images (B, C, H, W), row by row, as one PNG."""
+    """Write uint8 images (B, C, H, W), row by row, as a grid in one PNG file."""
     save_image(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255).to(torch.uint8), path)

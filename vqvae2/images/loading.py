@@ -1,4 +1,4 @@
-"""Batches of uint8 images from worker processes."""
+"""Loading of batches of uint8 images in worker processes."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from vqvae2.images.sources import ImageSet
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.order import Item
 
-WIDEST = 4 / 3  # of a random crop, against the wanted shape
-MOST_REPLACED = 16  # unreadable images in a row; more mean that the folder is gone
+WIDEST = 4 / 3  # largest aspect ratio of a random crop, relative to that of the target size
+MOST_REPLACED = 16  # unreadable images in a row before loading fails: the folder is then probably gone
 
 
 class ImageBatch(NamedTuple):
@@ -25,8 +25,8 @@ class ImageBatch(NamedTuple):
     Attributes:
         images: uint8 (B, C, H, W).
         labels: int64 (B,).
-        batch_indices: each image's place in the global batch, int64 (B,).
-        indices: which images of the set they are, int64 (B,).
+        batch_indices: batch index of each image, int64 (B,).
+        indices: index of each image in the image set, int64 (B,).
     """
 
     images: Tensor
@@ -36,12 +36,13 @@ class ImageBatch(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """What changes training images at random, by (seed, step, place in the global batch) alone.
+    """Random changes of training images, as a function of (seed, step, batch index) only.
 
     Attributes:
-        seed: of the run.
-        flip: mirror every other one.
-        crop: smallest and largest share of the area that is kept, at up to 4:3 in either direction; None: all.
+        seed: seed of the run.
+        flip: whether images are flipped horizontally with probability 0.5.
+        crop: minimum and maximum fraction of the area that a random crop covers, at an aspect ratio of 3:4 to 4:3
+            relative to the target size; None: the largest center crop.
     """
 
     seed: int
@@ -50,7 +51,10 @@ class Augmentation(NamedTuple):
 
 
 class _Loaded(Dataset):
-    """Items of images -> (image, label, position, index), and the messages of files that had to be replaced."""
+    """Maps an item to (image, label, batch index, index) and the error messages of the images that were replaced.
+
+    The image is None if no replacement can be read either.
+    """
 
     def __init__(self, images: ImageSet, augmentation: Augmentation | None):
         self.images = images
@@ -62,7 +66,7 @@ class _Loaded(Dataset):
             index = (item.index + offset) % len(self.images)
             try:
                 image = self._load(index, item)
-            except UserError as error:  # raised in a worker it would reach the user as that worker's traceback
+            except UserError as error:  # raised in a worker, it would be shown with a traceback
                 failures.append(str(error))
                 continue
             return (image, self.images.labels[index], item.batch_index, index), failures
@@ -103,13 +107,18 @@ def load_batches(
     workers: int,
     augmentation: Augmentation | None = None,
 ) -> Iterator[ImageBatch]:
-    """The batches that `order` lists, loaded ahead by `workers` processes.
+    """Yield the batches that `order` lists, loaded in advance by worker processes.
 
-    In place of one that has become
-    unreadable the next one is taken, with a warning, once for each file.
+    An image that cannot be read is replaced by the next image, with one warning per file.
+
+    Args:
+        images: the image set.
+        order: items of each batch.
+        workers: number of worker processes; 0: load in this process.
+        augmentation: random changes of the images; None: none.
 
     Raises:
-        UserError: several images in a row cannot be read.
+        UserError: MOST_REPLACED images in a row cannot be read.
     """
     loader = DataLoader(
         _Loaded(images, augmentation),
@@ -121,9 +130,12 @@ def load_batches(
     )
     for batch, failures in loader:
         if batch is None:
-            raise UserError(f"{failures[-1]}; nor can the {MOST_REPLACED - 1} before it")
+            raise UserError(
+                f"{failures[-1]}; the {MOST_REPLACED - 1} images before it cannot be read either: "
+                "check that the folder of images still exists"
+            )
         for failure in failures:
             if failure not in images.warned:
                 images.warned.add(failure)
-                tqdm.write(f"warning: {failure}; the next image takes its place", file=sys.stderr)
+                tqdm.write(f"warning: {failure}; the next image is used instead", file=sys.stderr)
         yield batch

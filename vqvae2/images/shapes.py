@@ -1,4 +1,4 @@
-"""The embedded data set: shapes drawn from (seed, index), to try everything without a file or a network."""
+"""The built-in data set: images of shapes as a function of a key, for runs without files or a network."""
 
 import math
 
@@ -21,11 +21,11 @@ SHAPE_COLOURS = np.array(
         (0.95, 0.95, 0.20),
     ]
 )
-SUPERSAMPLING = 4  # the outline is drawn this many times larger and averaged down
+SUPERSAMPLING = 4  # the outline is drawn at this multiple of the size and downscaled by averaging
 
 
 def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]) -> Image.Image:
-    """An RGB picture of one shape of class `label`; everything else about it is drawn from `key`."""
+    """Render an RGB image of one shape of class `label`; `key` determines everything else about it."""
     random = np.random.default_rng(derive_seed("shapes", *key))
     height, width = height_width
     coverage = _coverage(CLASSES[label], random, height, width)[..., None]
@@ -38,7 +38,7 @@ def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]
 
 
 def _coverage(name: str, random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Share of each pixel that the shape covers, (height, width) in [0, 1]."""
+    """Return the fraction of each pixel that the shape covers: (height, width) in [0, 1]."""
     side = min(height, width)
     radius = random.uniform(0.26, 0.40) * side
     margins = [min(radius + 1, extent / 2) for extent in (width, height)]
@@ -55,7 +55,10 @@ def _coverage(name: str, random: np.random.Generator, height: int, width: int) -
 
 
 def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
-    """Polygons inside the unit circle, y downwards, to be filled in turn with 255 (shape) or 0 (hole)."""
+    """Return the polygons of a shape inside the unit circle (y axis down), with their fill: 255 (shape) or 0 (hole).
+
+    They are drawn in this order.
+    """
     angle = np.linspace(0, 2 * math.pi, 96, endpoint=False)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     if name == "circle":
@@ -99,7 +102,7 @@ def _star(points: int, inner: float) -> np.ndarray:
 
 
 def _texture(random: np.random.Generator, height: int, width: int, colour: np.ndarray, strength: float) -> np.ndarray:
-    """A soft gradient over `colour`, on a third of the pictures with stripes as well: (height, width, 3)."""
+    """Return `colour` with a linear brightness gradient and, with probability 1/3, stripes: (height, width, 3)."""
     y, x = (np.arange(extent) / max(height, width) for extent in (height, width))
     direction = random.uniform(0, 2 * math.pi)
     along = (x - 0.5) * math.cos(direction) + ((y - 0.5) * math.sin(direction))[:, None]

@@ -1,4 +1,4 @@
-"""Sets of images by name: what a set holds, and how one image of it is loaded."""
+"""Image sets of a run: their images, labels and names, from a folder, torchvision or generated shapes."""
 
 import inspect
 from collections.abc import Callable
@@ -23,14 +23,17 @@ Look = Callable[[Path], Listing]
 
 
 class Loader(Protocol):
-    """Loads one image of a set. Worker processes get it by pickle where they are not forked, so it is no closure."""
+    """A callable that loads one image of a set as uint8 (C, H, W).
+
+    It is a class rather than a closure because worker processes that are not forked receive it by pickle.
+    """
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class DrawnShapes:
-    """Loads a drawn shape of the embedded data set."""
+    """Renders an image of the built-in data set of shapes."""
 
     config: ImagesConfig
     seed: int
@@ -43,7 +46,7 @@ class DrawnShapes:
 
 @dataclass(frozen=True)
 class Files:
-    """Loads an image file below a folder."""
+    """Loads an image file from a folder."""
 
     config: ImagesConfig
     folder: Path
@@ -56,7 +59,7 @@ class Files:
 
 @dataclass(frozen=True)
 class DatasetItems:
-    """Loads an item of a torchvision data set."""
+    """Loads an image of a torchvision data set."""
 
     config: ImagesConfig
     dataset: torchvision.datasets.VisionDataset
@@ -68,7 +71,7 @@ class DatasetItems:
 
 @dataclass(frozen=True)
 class Subset:
-    """Loads some images of another set."""
+    """Loads the images of another set at the given indices."""
 
     load: Loader
     indices: list[int]
@@ -79,7 +82,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class WithFlippedCopies:
-    """Loads `count` images of another set, then each of them flipped horizontally."""
+    """Loads the `count` images of another set, followed by a horizontally flipped copy of each."""
 
     load: Loader
     count: int
@@ -94,11 +97,11 @@ class ImageSet:
     """Images of one size with their labels and names.
 
     Attributes:
-        classes: names of the classes, in the order of their labels; empty where there are none.
-        labels: class index of each image, NO_LABEL where there are no classes.
-        names: a name for each image: the path below its folder, or its index.
-        load: index, and the part of the image if it is not the whole -> uint8 (C, H, W).
-        warned: what has been said about images that became unreadable.
+        classes: names of the classes, in the order of the labels; empty if there are no classes.
+        labels: class index of each image, NO_LABEL if there are no classes.
+        names: name of each image: its path relative to the folder, or a name with its index.
+        load: loads the image of an index, or a crop of it, as uint8 (C, H, W).
+        warned: warnings about unreadable images that have been printed.
     """
 
     classes: list[str]
@@ -112,22 +115,22 @@ class ImageSet:
 
 
 class Splits(NamedTuple):
-    """The training and the held-out images of a run."""
+    """The training and the validation images of a run."""
 
     train: ImageSet
     validation: ImageSet
 
 
 def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Splits:
-    """The images that the configuration names.
+    """Open the training and validation images of a configuration.
 
     Args:
-        images: the configuration.
-        seed: of the split and of drawn shapes.
-        look: lists the image files of a folder; by default all, without decoding any.
+        images: the images section of the configuration.
+        seed: seed of the split and of the generated shapes.
+        look: lists the image files of a folder; the default lists all of them without decoding any.
 
     Raises:
-        UserError: a folder or data set is missing, empty, or leaves no image after the split.
+        UserError: a folder or data set is missing or empty, or a split would have no images.
     """
     if images.source == "shapes":
         count = images.max_images or SHAPES_TRAIN
@@ -154,8 +157,8 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
     unknown = sorted(set(held_out.classes) - set(listing.classes))
     if unknown or bool(held_out.classes) != bool(listing.classes):
         raise UserError(
-            f"{images.validation_root}: its classes {held_out.classes} must be among those of {images.root}: "
-            f"{listing.classes}"
+            f"{images.validation_root}: its classes {held_out.classes} do not match those of {images.root}: "
+            f"use folders or labels from {listing.classes}"
         )
     labels = [listing.classes.index(held_out.classes[x]) if x != NO_LABEL else x for x in held_out.labels]
     return Splits(train, _files(images, held_out._replace(classes=listing.classes, labels=labels)))
@@ -169,7 +172,7 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
     name = images.source.removeprefix("torchvision:")
     constructor = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(constructor):
-        raise UserError(f"images.source: torchvision.datasets has no {name}: look at torchvision's list of data sets")
+        raise UserError(f"images.source: torchvision.datasets has no {name}: use one of torchvision's data sets")
     accepted = inspect.signature(constructor).parameters
     common = {"root": images.root or "data", "download": True}
     common = {key: value for key, value in common.items() if key in accepted}
@@ -192,12 +195,13 @@ def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> 
 
 
 def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
-    """Hold out `validation_fraction` of the images."""
+    """Hold out `validation_fraction` of the images for validation."""
     held_out_count = round(len(images) * config.validation_fraction)
     if not 0 < held_out_count < len(images):
         raise UserError(
             f"images.validation_fraction: {config.validation_fraction} of {len(images)} images holds out "
-            f"{held_out_count}: both sets need at least one image; give more images or another fraction"
+            f"{held_out_count}: training and validation need at least one image each: use more images or another "
+            "fraction"
         )
     kept, held_out = split(images.labels, len(images) - held_out_count, seed)
     return Splits(_subset(images, kept), _subset(images, held_out))
@@ -209,7 +213,7 @@ def _subset(images: ImageSet, indices: list[int]) -> ImageSet:
 
 
 def with_flipped_copies(images: ImageSet) -> ImageSet:
-    """The images, then each of them mirrored, under its name with "flipped" behind."""
+    """Return the images followed by a horizontally flipped copy of each, with " flipped" appended to its name."""
     names = images.names + [f"{name} flipped" for name in images.names]
     load = WithFlippedCopies(images.load, len(images))
     return ImageSet(images.classes, images.labels * 2, names, load, images.warned)

@@ -1,7 +1,7 @@
-"""One look at every image file before training: which can be read, how large they are, what the classes hold.
+"""Survey of all image files before training: which files can be read, their sizes and their classes.
 
-What was found stays in the run's folder survey/. A file of the same size and time of change is not decoded
-again; and once training has begun the list itself stands, whatever becomes of the folder.
+The run directory keeps the survey in survey/. Files with an unchanged size and modification time are not decoded
+again. Once training has started, the recorded list of files is used even if the folder changes.
 """
 
 import json
@@ -26,23 +26,23 @@ from vqvae2.images.sources import Splits, open_images
 from vqvae2.run.directory import make_dir, recorded_configuration, stage_dir, write_atomically
 from vqvae2.run.launch import refusals_reach_all
 
-BATCH = 16  # files a worker looks at before it reports
+BATCH = 16  # files that a worker checks at a time
 TURNED = range(5, 9)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class File:
-    """What is known of a file.
+    """The record of one image file.
 
     Attributes:
-        name: path below the folder.
-        label: class index, -1 for none.
-        bytes: its size when it was looked at.
-        changed: its time of change then, in nanoseconds.
-        width: of the upright picture in pixels; 0 where it cannot be read.
-        height: likewise.
-        error: why it cannot be read; None: it can.
+        name: path relative to the folder.
+        label: class index, -1 if there are no classes.
+        bytes: file size at the time of the survey.
+        changed: modification time at the time of the survey, in nanoseconds.
+        width: width of the upright image in pixels, 0 if the file cannot be read.
+        height: height of the upright image in pixels, 0 if the file cannot be read.
+        error: reason why the file cannot be read; None if it can be read.
     """
 
     name: str
@@ -56,13 +56,13 @@ class File:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder holds.
+    """The survey of a folder or CSV file.
 
     Attributes:
-        root: the folder, or the CSV file.
-        classes: names of the classes.
-        ignored: number of files that are no images.
-        files: all others.
+        root: path of the folder or CSV file.
+        classes: names of the classes, in the order of the labels.
+        ignored: number of files that are not images.
+        files: all image files, readable or not.
     """
 
     root: str
@@ -72,24 +72,24 @@ class Survey:
 
     @property
     def readable(self) -> list[File]:
-        """The files to train on."""
+        """The files that can be read, which are used."""
         return [file for file in self.files if file.error is None]
 
     @property
     def unreadable(self) -> list[File]:
-        """The files that are skipped."""
+        """The files that cannot be read, which are skipped."""
         return [file for file in self.files if file.error is not None]
 
 
 def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, show: bool) -> Survey:
-    """Survey a folder, or take up the survey that `record` holds.
+    """Survey a folder or CSV file, or update the survey in `record`.
 
     Args:
-        root: a folder of images or a CSV file.
-        images: size, channels, workers, and how many files may be unreadable.
-        record: the JSON file that keeps the survey; unreadable files are listed beside it.
-        frozen: training has begun: what `record` holds stands.
-        show: show progress.
+        root: path of a folder of images or of a CSV file.
+        images: size, channels, background, workers and max_unreadable_fraction of the images.
+        record: path of the JSON file of the survey; a text file with the unreadable files is written next to it.
+        frozen: whether training has started, so that the survey in `record` is returned unchanged.
+        show: whether to show progress.
 
     Raises:
         UserError: more than images.max_unreadable_fraction of the files cannot be read.
@@ -109,19 +109,19 @@ def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, 
         raise UserError(
             f"{root}: {len(survey.unreadable)} of {len(survey.files)} files cannot be read, more than "
             f"images.max_unreadable_fraction: {images.max_unreadable_fraction}; they are listed in {listed}: "
-            "repair them, take them out, or allow more"
+            "repair or remove them, or increase images.max_unreadable_fraction"
         )
     return survey
 
 
 def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> Callable[[Path], Listing]:
-    """What lists the readable files of a folder for a run, each folder surveyed into the run's survey/.
+    """Return a function that surveys a folder into the run's survey/ and lists its readable files.
 
     Args:
-        images: the configuration.
-        run_dir: of the run.
-        frozen: training has begun: the files are those that it began with.
-        show: print a summary, and show progress.
+        images: the images section of the configuration.
+        run_dir: path of the run directory.
+        frozen: whether training has started, so that the recorded list of files is used.
+        show: whether to print a summary and show progress.
     """
 
     def look(root: Path) -> Listing:
@@ -137,18 +137,21 @@ def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> C
 
 
 def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
-    """The images of a run; the files are those that stage 1 began with, once it has."""
+    """Open the images of a run. Once stage 1 has started, they are the files that it was started with.
+
+    The main process makes the survey; the other processes read it.
+    """
     frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
     look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
     splits = None
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             splits = open_images(config.images, config.seed, look)
-    return splits or open_images(config.images, config.seed, look)  # the other processes find the survey made
+    return splits or open_images(config.images, config.seed, look)
 
 
 def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:
-    """The summary that a user reads, line by line."""
+    """Return the lines of the summary that is printed for the user."""
     files = survey.readable
     height, width = images.height_width
     small = sum(file.width < width or file.height < height for file in files)
@@ -164,9 +167,9 @@ def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:
     lines += [f"warning: class {name} has one image" for i, name in enumerate(survey.classes) if counts[i] == 1]
     lines += [f"warning: class {name} has no readable image" for i, name in enumerate(survey.classes) if not counts[i]]
     if small:
-        lines.append(f"{small} of them are smaller than {width}x{height} and are enlarged")
+        lines.append(f"{small} of them are smaller than {width}x{height} pixels and are upscaled")
     if survey.ignored:
-        lines.append(f"{survey.ignored} files that are no images are left aside")
+        lines.append(f"{survey.ignored} files that are not images are ignored")
     if survey.unreadable:
         listed = record.with_name(f"{record.stem}_unreadable.txt")
         lines.append(f"warning: {len(survey.unreadable)} files cannot be read and are skipped; listed in {listed}")
@@ -186,7 +189,7 @@ def _look(root: Path, listing: Listing, images: ImagesConfig, former: Survey | N
     looks = DataLoader(
         _Files(listing.folder, fresh, images), batch_size=BATCH, num_workers=images.workers, collate_fn=list
     )
-    with tqdm(total=len(fresh), desc=f"looking at {root}", unit="file", disable=not show or not fresh) as bar:
+    with tqdm(total=len(fresh), desc=f"surveying {root}", unit="file", disable=not show or not fresh) as bar:
         for batch in looks:
             found |= {file.name: file for file in batch}
             bar.update(len(batch))
@@ -220,7 +223,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:
-        return 0, 0  # found unreadable when it is looked at
+        return 0, 0  # reading the file then fails, which is recorded as its error
     return status.st_size, status.st_mtime_ns
 
 
@@ -229,4 +232,4 @@ def _read(record: Path) -> Survey | None:
         content = json.loads(record.read_text())
         return Survey(**{**content, "files": [File(**file) for file in content["files"]]})
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: looked at again
+        return None  # missing or damaged: the survey is made again

@@ -1,1 +1,1 @@
-"""Autoregressive priors over the codes of a level, and drawing codes from them."""
+"""Autoregressive priors over the codes of a level, and sampling codes from them."""

@@ -1,4 +1,4 @@
-"""A prior as stages 3 and 4 leave it on disk: what is written beside the weights, and how it is loaded."""
+"""Build, describe and load the priors that stages 3 and 4 train."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from vqvae2.run.model_files import load_weights, read_description, read_weights
 
 @dataclass(frozen=True)
 class TrainedPrior:
-    """A finished stage 3 or 4.
+    """The result of a finished stage 3 or 4.
 
     Attributes:
-        module: on the processor, in eval mode.
-        sha256: of the weights.
+        module: the prior, on the CPU, in eval mode.
+        sha256: SHA-256 of the weights file.
     """
 
     module: Prior
@@ -28,12 +28,18 @@ class TrainedPrior:
 
 
 def prior_dir(run_dir: str | Path, names: list[str], level: str) -> Path:
-    """Where the prior of `level` is kept: the coarsest of the levels `names` is stage 3, the others are stage 4."""
+    """The directory of the prior of `level`.
+
+    Stage 3 trains the prior of the coarsest of the levels `names`, stage 4 those of all others.
+    """
     return stage_dir(run_dir, 3) if level == names[0] else stage_dir(run_dir, 4, level)
 
 
 def build_prior(config: PriorConfig, grids: list[LevelGrid], level: str, num_classes: int, seed: int) -> Prior:
-    """A new prior of `level`, conditioned on all levels before it in `grids`, with weights drawn from the seed."""
+    """A new prior of `level`, randomly initialized from the seed.
+
+    It is conditioned on all levels that come before `level` in `grids`.
+    """
     index = [grid.name for grid in grids].index(level)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,7 +47,7 @@ def build_prior(config: PriorConfig, grids: list[LevelGrid], level: str, num_cla
 
 
 def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, Any]:
-    """What model.json says of a prior over the codes of `autoencoder`."""
+    """The content of model.json for a prior over the codes of `autoencoder`."""
     model = as_dict(prior.config)
     del model["train"], model["activation_checkpointing"]
     return {
@@ -56,10 +62,11 @@ def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, A
 
 
 def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder) -> TrainedPrior:
-    """The prior of a level of a run.
+    """Load the prior of a level of a run.
 
     Raises:
-        UserError: its stage has not finished, or another autoencoder's codes made it.
+        UserError: its stage has not finished, its files are damaged, or it was trained on the codes of a different
+            autoencoder.
     """
     names = [grid.name for grid in autoencoder.grids]
     directory = prior_dir(run_dir, names, level)
@@ -68,7 +75,7 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
     path = directory / "model.safetensors"
     if description["autoencoder_sha256"] != autoencoder.sha256:
         raise UserError(
-            f"{path} was trained on the codes of another autoencoder than {autoencoder.path}: "
+            f"{path} was trained on codes of a different autoencoder than {autoencoder.path}: "
             f"delete {directory} and run {made_by} again, or use another run_dir"
         )
     weights = read_weights(directory, description, made_by)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention: queries from the horizontal stack, keys and values from that stack and the codes.
+    """Multi-head attention with queries from the horizontal stack, keys and values from that stack and the codes.
 
-    A key that holds a code may only be seen by later positions, so keys and values
-    stand one position later than what they are made of, in raster order, and a learned
-    vector stands at position 0: position p then attends to positions 0..p.
+    A key that contains a code must be visible to later positions only. The inputs of keys and values are therefore
+    shifted by one position in raster order, with a learned vector at position 0. Position p attends to positions
+    0 to p of the shifted sequence.
 
-    Dropout hides a value of a head from all queries alike, not from each by itself: the sum is as that of dropped
-    attention weights, but no matrix of positions by positions is drawn, and the fused kernels serve.
+    Dropout drops whole values of a head, for all queries at once. Like dropout of the attention weights, this drops
+    terms of the weighted sum, but it needs no random mask of positions x positions and works with fused kernels.
     """
 
     def __init__(self, channels: int, heads: int, dropout: float):
@@ -30,42 +30,51 @@ class CausalAttention(nn.Module):
         self.before_first = nn.Parameter(torch.zeros(2 * channels))
 
     def forward(self, horizontal: Tensor, codes: Tensor) -> Tensor:
-        """(B, H, W, channels) and the embedded codes of that shape -> the stack with what attention adds."""
+        """Add attention to the horizontal stack. C is `channels`.
+
+        Args:
+            horizontal: the horizontal stack, (B, H, W, C).
+            codes: the embedded codes, (B, H, W, C).
+
+        Returns:
+            The horizontal stack, (B, H, W, C).
+        """
         batch, height, width, _ = horizontal.shape
-        normed = rearrange(self.norm(horizontal), "b h w c -> b (h w) c")
-        codes = rearrange(codes, "b h w c -> b (h w) c")
-        known = torch.cat([codes.to(normed.dtype), normed], dim=-1)[:, :-1]
-        known = torch.cat([self.before_first.to(known.dtype).expand(batch, 1, -1), known], dim=1)
+        normed = rearrange(self.norm(horizontal), "b h w c -> b (h w) c")  # (B, N, C), N = H * W
+        codes = rearrange(codes, "b h w c -> b (h w) c")  # (B, N, C)
+        known = torch.cat([codes.to(normed.dtype), normed], dim=-1)[:, :-1]  # (B, N - 1, 2C)
+        known = torch.cat([self.before_first.to(known.dtype).expand(batch, 1, -1), known], dim=1)  # (B, N, 2C)
+        # query, key and value: (B, heads, N, d), d = C / heads
         query = rearrange(self.query(normed), "b n (heads d) -> b heads n d", heads=self.heads)
         key, value = rearrange(self.key_value(known), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
         value = value * self.dropout(torch.ones_like(value[..., :1]))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        attended = rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=height, w=width)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, heads, N, d)
+        attended = rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=height, w=width)  # (B, H, W, C)
         return horizontal + self.dropout(self.out(attended))
 
     def start(self, batch: int, num_positions: int) -> "AttentionState":
-        """Buffers for drawing `batch` grids of `num_positions` codes."""
+        """Buffers for sampling `batch` grids of `num_positions` codes."""
         weight = self.query.weight
         channels = weight.shape[0]
-        # at least float32: with a single query bf16 attention takes five times as long on a CPU
+        # at least float32: on a CPU, bf16 attention with a single query takes five times as long
         dtype = torch.promote_types(weight.dtype, torch.float32)
         keys_values = weight.new_zeros(2, batch, self.heads, num_positions, channels // self.heads, dtype=dtype)
         return AttentionState(keys_values, known=weight.new_empty(batch, 2 * channels))
 
     def begin(self, state: "AttentionState") -> None:
-        """Before the first position."""
+        """Reset the buffers before the first position of a grid."""
         state.known.copy_(self.before_first)
 
     def step(self, state: "AttentionState", position: Tensor, seen: Tensor, horizontal: Tensor) -> Tensor:
-        """One position, in raster order: (B, channels) -> (B, channels).
+        """Compute the horizontal stack at one position: (B, channels) -> (B, channels).
 
-        `write` must have been called for the position before.
+        Positions are processed in raster order; `write` must have been called for the previous one.
 
         Args:
-            state: this layer's buffers.
-            position: in raster order, int64 (1,).
-            seen: which of the first positions are attended to, bool (1, positions).
-            horizontal: the stack at this position.
+            state: buffers of this layer.
+            position: index in raster order, int64 (1,).
+            seen: mask of the positions to attend to, bool (1, positions).
+            horizontal: the horizontal stack at this position, (B, channels).
         """
         batch, channels = horizontal.shape
         normed = self.norm(horizontal)
@@ -78,17 +87,17 @@ class CausalAttention(nn.Module):
         return horizontal + self.out(attended.view(batch, channels).to(normed.dtype))
 
     def write(self, state: "AttentionState", code: Tensor) -> None:
-        """Note the embedded code (B, channels) that was drawn at the position of the last `step`."""
+        """Store the embedded code (B, channels) that was chosen at the position of the last `step`."""
         state.known[:, : code.shape[1]] = code
 
 
 @dataclass
 class AttentionState:
-    """Buffers of one attention layer while codes are drawn.
+    """Buffers of one attention layer during sampling.
 
     Attributes:
         keys_values: (2, B, heads, positions, channels per head), filled up to the current position.
-        known: what the next key and value are made of, (B, 2 * channels): embedded code, then the stack.
+        known: input of the next key and value, (B, 2 * channels): the embedded code, then the normalized stack.
     """
 
     keys_values: Tensor

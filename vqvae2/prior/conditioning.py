@@ -1,4 +1,4 @@
-"""What a prior knows before its first code: the label and the codes of all coarser levels."""
+"""Conditioning of a prior on the label and on the codes of all coarser levels."""
 
 import torch
 from einops import rearrange
@@ -11,9 +11,9 @@ from vqvae2.config import LevelGrid
 class CoarserCodes(nn.Module):
     """The residual conditioning stack (Razavi et al. 2019, section 3.2).
 
-    Codes of the coarser levels -> a map over the finer grid. From coarse to fine each level's
-    embedded codes are added and the sum is doubled in size by learned upsampling. The residual blocks
-    stand before the last enlargement: on the grid of the nearest coarser level they cost a quarter.
+    Maps the codes of the coarser levels to a tensor on the finer grid. From coarse to fine, the embedded codes of
+    each level are added and the sum is upsampled by learned layers to the next grid. The residual blocks run before
+    the last upsampling, on the grid of the nearest coarser level, where they cost a quarter.
     """
 
     def __init__(
@@ -37,25 +37,26 @@ class CoarserCodes(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, codes: dict[str, Tensor]) -> Tensor:
-        """Codes (B, h, w) of each coarser level -> (B, H, W, channels) over the finer grid."""
+        """Codes (B, h, w) of each coarser level -> (B, H, W, C) on the finer grid. C is `channels`."""
         x: Tensor | float = 0.0
         for name, embedding, enlarge in zip(self.names, self.embeddings, self.enlarge, strict=True):
-            x = x + rearrange(embedding(codes[name]), "b h w c -> b c h w")
+            x = x + rearrange(embedding(codes[name]), "b h w c -> b c h w")  # (B, C, h, w)
             if name == self.names[-1]:
                 x = self.blocks(x)
-            x = enlarge(x)
-        return self.norm(rearrange(x, "b c h w -> b h w c"))
+            x = enlarge(x)  # (B, C, h, w) of the next finer grid; finally (B, C, H, W)
+        return self.norm(rearrange(x, "b c h w -> b h w c"))  # (B, H, W, C)
 
 
 class Doubling(nn.Module):
-    """Learned upsampling: each position becomes 2x2 positions, (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+    """Learned upsampling by 2: a linear layer maps each position to 2x2 positions, (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.spread = nn.Linear(channels, 4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        spread = self.spread(rearrange(x, "b c h w -> b h w c"))
+        spread = self.spread(rearrange(x, "b c h w -> b h w c"))  # (B, H, W, 4C)
+        # (B, C, 2H, 2W)
         return rearrange(spread, "b h w (two_h two_w c) -> b c (h two_h) (w two_w)", two_h=2, two_w=2)
 
 
@@ -65,7 +66,7 @@ def _enlarge(channels: int, ratio: int) -> nn.Sequential:
 
 
 class Label(nn.Module):
-    """An embedding of the class, with one more entry for images whose class is not given."""
+    """Embedding of the label, with an additional entry for images without a label."""
 
     def __init__(self, num_classes: int, channels: int):
         super().__init__()
@@ -73,8 +74,8 @@ class Label(nn.Module):
         self.embedding = nn.Embedding(num_classes + 1, channels)
 
     def forward(self, labels: Tensor | None, batch: int) -> Tensor:
-        """Labels (B,), negative for not given, or None for all not given -> (B, 1, 1, channels)."""
+        """Embed labels (B,), negative for images without a label; None: no labels. Returns (B, 1, 1, channels)."""
         if labels is None:
-            labels = torch.full((batch,), self.not_given, device=self.embedding.weight.device)
+            labels = torch.full((batch,), self.not_given, device=self.embedding.weight.device)  # (B,)
         labels = torch.where(labels < 0, self.not_given, labels)
-        return rearrange(self.embedding(labels), "b c -> b 1 1 c")
+        return rearrange(self.embedding(labels), "b c -> b 1 1 c")  # (B, 1, 1, channels)

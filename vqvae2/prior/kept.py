@@ -1,4 +1,4 @@
-"""Which codes of given images stay as they are while the rest is drawn: completion and resampling."""
+"""Selection of the codes to keep while the others are sampled, for completion and resampling."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,25 @@ HALVES = ("top", "bottom", "left", "right")
 
 
 class Kept(NamedTuple):
-    """Codes of one level, (B, H, W) or (1, H, W) for all images alike, and where they are kept, bool (H, W)."""
+    """Codes of one level, some of which are kept.
+
+    Attributes:
+        codes: (B, H, W), or (1, H, W) for the same codes in all images.
+        mask: bool (H, W), true at the positions to keep.
+    """
 
     codes: Tensor
     mask: Tensor
 
 
 def parse_region(text: str, height_width: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A half by its name, or LEFT,UPPER,RIGHT,LOWER in pixels as Pillow crops -> that box.
+    """Parse a region of the image: the name of a half, or a box LEFT,UPPER,RIGHT,LOWER in pixels as in Pillow's crop.
+
+    Returns:
+        The box (left, upper, right, lower) in pixels.
 
     Raises:
-        UserError: neither, or a box that is empty or not inside the image.
+        UserError: the text is neither, or the box is empty or not inside the image.
     """
     height, width = height_width
     halves = {
@@ -37,20 +45,29 @@ def parse_region(text: str, height_width: tuple[int, int]) -> tuple[int, int, in
         left, upper, right, lower = (int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"keep: {text!r} is not valid: {', '.join(HALVES)}, or a box LEFT,UPPER,RIGHT,LOWER in pixels"
+            f"keep: {text!r} is not valid: use {', '.join(HALVES)}, or a box LEFT,UPPER,RIGHT,LOWER in pixels"
         ) from None
     if not (0 <= left < right <= width and 0 <= upper < lower <= height):
-        raise UserError(f"keep: {text!r} is not valid: a box inside the image, which is {width} wide and {height} high")
+        raise UserError(
+            f"keep: {text!r} is not valid: use a non-empty box inside the image, "
+            f"which is {width} pixels wide and {height} pixels high"
+        )
     return left, upper, right, lower
 
 
 def keep_region(
     codes: dict[str, Tensor], grids: list[LevelGrid], box: tuple[int, int, int, int], height_width: tuple[int, int]
 ) -> dict[str, Kept]:
-    """Keep the codes whose pixels all lie in the box (left, upper, right, lower).
+    """Keep the codes whose pixels are all inside the box (left, upper, right, lower).
+
+    Args:
+        codes: codes (B, H, W) of each level by name.
+        grids: grid of each level, coarsest first.
+        box: (left, upper, right, lower) in pixels.
+        height_width: size of the images in pixels.
 
     Raises:
-        UserError: the box holds no code of the coarsest level.
+        UserError: the box contains no whole code of the coarsest level.
     """
     left, upper, right, lower = box
     kept = {}
@@ -64,7 +81,8 @@ def keep_region(
     if not kept[coarsest.name].mask.any():
         stride = height_width[0] // coarsest.height
         raise UserError(
-            f"keep: {box} holds no whole {coarsest.name} code, each of which covers {stride}x{stride} pixels"
+            f"keep: {box} is not valid: use a box that contains a whole code of level {coarsest.name}, "
+            f"which covers {stride}x{stride} pixels"
         )
     return kept
 
@@ -73,11 +91,11 @@ def keep_coarser(codes: dict[str, Tensor], level: str) -> dict[str, Kept]:
     """Keep every code of the levels that are coarser than `level`.
 
     Raises:
-        UserError: there is no such level.
+        UserError: `level` is not a level of the codes.
     """
     names = list(codes)
     if level not in names:
-        raise UserError(f"resample: no level {level!r}: choose one of {', '.join(names)}")
+        raise UserError(f"resample: {level!r} is not valid: use one of the levels {', '.join(names)}")
     return {
         name: Kept(codes[name], torch.ones_like(codes[name][0], dtype=torch.bool))
         for name in names[: names.index(level)]

@@ -1,4 +1,4 @@
-"""How likely a prior finds codes."""
+"""The negative log-likelihood of codes under a prior."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,14 @@ from vqvae2.training.window import share_of
 
 
 def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of the codes of `prior`'s level, (B, H, W); `model`: it, wrapped or not."""
+    """Negative log-likelihood of each code of the prior's level in nats, (B, H, W).
+
+    Args:
+        model: the prior, wrapped by the accelerator or not.
+        prior: the prior, not wrapped.
+        codes: codes (B, H, W) of the prior's level and of all coarser levels, by name.
+        labels: (B,) int64, negative for images without a label.
+    """
     own = codes[prior.grid.name]
     coarser = {grid.name: codes[grid.name] for grid in prior.coarser} or None
     logits = model(own, coarser, labels)
@@ -24,19 +31,19 @@ def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: T
 def nats_per_code(
     prior: Prior, store: CodeStore, window: list[int], batch_size: int, accelerator: Accelerator
 ) -> float:
-    """Mean negative log-likelihood of the codes of some images, given their labels.
+    """Mean negative log-likelihood of the codes of a set of images given their labels, in nats per code.
 
-    Every process takes its share of the images.
+    The images are split over all processes.
 
     Args:
-        prior: in eval mode, not wrapped.
-        store: of the codes.
+        prior: the prior in eval mode, not wrapped by the accelerator.
+        store: the store that contains the codes.
         window: indices of the images.
-        batch_size: images of one process at a time.
-        accelerator: whose autocast is used.
+        batch_size: images per process at a time.
+        accelerator: provides autocast and reduction over processes.
     """
     wide = widest_float(accelerator.device)
-    sums = torch.zeros(2, dtype=wide, device=accelerator.device)  # of nats, of codes
+    sums = torch.zeros(2, dtype=wide, device=accelerator.device)  # nats, number of codes
     for batch in load_code_batches(store, in_order(share_of(window, accelerator), batch_size)):
         codes = {name: x.to(accelerator.device, non_blocking=True) for name, x in batch.codes.items()}
         with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""What stages 3 and 4 minimise."""
+"""The training objective of stages 3 and 4."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vqvae2.training.optimiser import BETAS
 
 
 class PriorObjective(WeightsObjective):
-    """Stages 3 and 4: the negative log-likelihood of a level's codes, in nats per code."""
+    """The objective of stages 3 and 4: negative log-likelihood of a level's codes in nats per code."""
 
     betas = BETAS
 
@@ -21,6 +21,6 @@ class PriorObjective(WeightsObjective):
         return Loss(nll, {"nats_per_code": nll.detach()})
 
     def _drop_labels(self, labels: Tensor, batch_indices: Tensor, step: int) -> Tensor:
-        """Hide a share of the labels, by each image's place in the global batch."""
+        """Set each label to -1 with probability `label_dropout`, as a function of seed, step and batch index."""
         hidden = self.uniforms("label dropout", batch_indices, step) < self.module.config.label_dropout
         return torch.where(hidden, -1, labels)

@@ -1,4 +1,4 @@
-"""The prior of one level: p(codes | coarser levels' codes, label), one code after another in raster order."""
+"""The autoregressive prior of one level: p(codes | codes of coarser levels, label), in raster order."""
 
 from functools import partial
 from operator import call
@@ -16,17 +16,29 @@ from vqvae2.prior.gated import GatedLayer, GatedState
 
 
 class Reach(NamedTuple):
-    """How far back a prior sees: rows up, and columns to either side; None: everything before."""
+    """Receptive field of a prior.
+
+    Attributes:
+        rows: number of rows above that a position depends on; None: all.
+        columns: number of columns to either side that a position depends on; None: all.
+    """
 
     rows: int | None
     columns: int | None
 
 
 class Prior(nn.Module):
-    """Gated causal convolutions in two stacks, with causal attention after some of the layers."""
+    """Gated residual layers in a vertical and a horizontal stack, with causal attention after some of the layers."""
 
     def __init__(self, config: PriorConfig, grid: LevelGrid, coarser: list[LevelGrid], num_classes: int):
-        """The prior of the level `grid`, given the codes of the levels `coarser` (coarsest first)."""
+        """Build a prior.
+
+        Args:
+            config: sizes of the model.
+            grid: grid of codes of the prior's level.
+            coarser: grids of the levels that the prior is conditioned on, coarsest first.
+            num_classes: number of classes; 0: no conditioning on labels.
+        """
         super().__init__()
         self.config = config
         self.grid = grid
@@ -45,7 +57,7 @@ class Prior(nn.Module):
             GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
             for i in range(config.layers)
         )
-        # spread evenly, the last one after the last layer
+        # attention layers are spaced evenly, the last one after the last gated layer
         after = {config.layers * (i + 1) // config.attention_layers - 1 for i in range(config.attention_layers)}
         self.attention = nn.ModuleDict(
             {str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)}
@@ -59,64 +71,64 @@ class Prior(nn.Module):
     def _initialise(self) -> None:
         nn.init.normal_(self.row_position, std=0.1)
         nn.init.normal_(self.column_position, std=0.1)
-        # The horizontal stack begins with what the vertical one says, as if they were one kernel.
+        # Initially the vertical stack is added to the horizontal one unchanged, as if both had one common kernel.
         for layer in self.layers:
             nn.init.eye_(layer.downwards.weight)
             nn.init.zeros_(layer.downwards.bias)
-        # What a residual branch adds shrinks with their number, so that the sum keeps its size at any depth.
+        # Scale residual branches by 1 / sqrt(layers), so that the scale of their sum does not depend on the depth.
         branches = [x for layer in self.layers for x in (layer.vertical_out, layer.horizontal_out) if x is not None]
         for branch in [*branches, *(x.out for x in self.attention.values()), *(x.out for x in self.output)]:
             with torch.no_grad():
                 branch.weight.mul_(len(self.layers) ** -0.5)
 
     def reach(self) -> Reach:
-        """How far back the code at a position is seen from it."""
+        """The receptive field of a position."""
         if self.attention:
             return Reach(None, None)
         distance = self.config.kernel_size // 2 * self.config.layers
         return Reach(distance, distance)
 
     def forward(self, codes: Tensor, coarser: dict[str, Tensor] | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits of every code given those before it.
+        """Logits of every code given all codes before it in raster order. C is `hidden_channels`.
 
         Args:
             codes: (B, H, W) int64.
-            coarser: codes of each coarser level by name; None for the coarsest level.
-            labels: (B,) int64, negative for not given; None: not given.
+            coarser: codes (B, h, w) of each coarser level by name; None for the coarsest level.
+            labels: (B,) int64, negative for images without a label; None: no labels.
 
         Returns:
-            (B, K, H, W).
+            Logits (B, K, H, W).
         """
-        embedded = self.embedding(codes)
-        condition = self.condition(len(codes), coarser, labels)
-        vertical = horizontal = self.position_embedding().expand_as(embedded)
+        embedded = self.embedding(codes)  # (B, H, W, C)
+        condition = self.condition(len(codes), coarser, labels)  # (B, H, W, C), (B, 1, 1, C) or None
+        vertical = horizontal = self.position_embedding().expand_as(embedded)  # (B, H, W, C)
         through = partial(checkpoint, use_reentrant=False) if self.config.activation_checkpointing else call
         for i, layer in enumerate(self.layers):
             vertical, horizontal = through(layer, vertical, horizontal, embedded, condition)
             if str(i) in self.attention:
                 horizontal = through(self.attention[str(i)], horizontal, embedded)
-        return rearrange(self.logits(horizontal), "b h w k -> b k h w")
+        return rearrange(self.logits(horizontal), "b h w k -> b k h w")  # (B, K, H, W)
 
     def position_embedding(self) -> Tensor:
-        """What both stacks start from: a learned vector for each row plus one for each column, (H, W, channels)."""
+        """Initial value of both stacks: a learned vector per row plus a learned vector per column, (H, W, channels)."""
         return self.row_position + self.column_position
 
     def condition(self, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None) -> Tensor | None:
-        """What is known before the first code: (B, H, W, channels), (B, 1, 1, channels) or None."""
+        """Sum of the embeddings of label and coarser codes: (B, H, W, channels), (B, 1, 1, channels) or None."""
         known = [] if self.label is None else [self.label(labels, batch)]
         if self.coarser_codes is not None:
             known.append(self.coarser_codes(coarser))
         return sum(known) if known else None
 
     def logits(self, horizontal: Tensor) -> Tensor:
-        """The horizontal stack (..., channels) -> logits (..., K)."""
+        """Map the horizontal stack (..., channels) to logits (..., K)."""
         for layer in self.output:
             horizontal = layer(horizontal)
         return self.to_logits(self.norm(horizontal))
 
 
 class OutputLayer(nn.Module):
-    """A residual layer of 1x1 convolutions, x + out(relu(in(norm(x)))), on (..., channels)."""
+    """Residual layer of 1x1 convolutions, x + out(relu(in(norm(x)))), on (..., channels)."""
 
     def __init__(self, channels: int, residual_channels: int, dropout: float):
         super().__init__()
@@ -125,15 +137,15 @@ class OutputLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.out(self.branch(x)))
+        return x + self.dropout(self.out(self.branch(x)))  # (..., channels)
 
 
 class Cache:
-    """A prior in the middle of drawing a batch of grids: each position's column of activations is computed once.
+    """Cached activations of a prior for sampling a batch of grids; each position is computed only once.
 
-    Use: for each row `begin_row`, then for each of its codes `logits` and `write` of the
-    code that was chosen. These two read and write buffers that stay where they are and
-    keep their place in tensors, so that a CUDA graph can hold them. Row 0 begins anew.
+    For each row, call `begin_row`; then, for each code of the row, call `logits` and `write` with the code that was
+    chosen. `logits` and `write` use buffers at fixed addresses and keep the current position in tensors, so that a
+    CUDA graph can capture them. `begin_row(0)` starts a new batch of grids with the same conditioning.
     """
 
     def __init__(self, prior: Prior, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None):
@@ -147,22 +159,23 @@ class Cache:
         self.attention: dict[str, AttentionState] = {
             i: layer.start(batch, height * width) for i, layer in prior.attention.items()
         }
-        # Of the current row: what the horizontal stack starts from, what each layer gets from above and from the
-        # condition, what each layer's kernel reads to the left of the current position, and the codes.
+        # Buffers of the current row: `start` is the initial horizontal stack, `added` the terms that each layer
+        # receives from above and from the condition, `left` the input of each layer's kernel to the left of the
+        # current position, `codes` the codes chosen so far.
         self.start = torch.empty_like(self.position_embedding[0])
         self.kernels_left = torch.stack([layer.split_kernel()[0] for layer in prior.layers])
         layers, left, added = self.kernels_left.shape
         self.added = self.position_embedding.new_empty(layers, batch, width, added)
         self.left = self.position_embedding.new_empty(layers, batch, left)
-        self.sources: list[Tensor] = []  # what the kernels will read at the current position
+        self.sources: list[Tensor] = []  # inputs of the kernels at the current position
         self.codes = torch.zeros(batch, width, dtype=torch.long, device=device)
-        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # read at the next row
+        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # used when the next row begins
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.positions = torch.arange(height * width, device=device)[None]
 
     def begin_row(self, row: int) -> None:
-        """Take the vertical stack through the row before, which is known by now."""
+        """Compute the vertical stack of the previous row, whose codes are now known, and prepare this row's buffers."""
         prior = self.prior
         if row == 0:
             for layer in self.gated:
@@ -184,14 +197,14 @@ class Cache:
         self.start.copy_(self.position_embedding[row])
         self.column.zero_()
         self.position.fill_(row * width)
-        if not self.codes.is_cuda:  # a graph attends to all positions, some of them hidden
+        if not self.codes.is_cuda:  # a CUDA graph has a fixed number of positions and masks the later ones
             self.positions = torch.arange((row + 1) * width)[None]
 
     def logits(self) -> Tensor:
         """Logits (B, K) of the next code of the current row."""
         prior = self.prior
         horizontal = self.start.index_select(0, self.column).expand(len(self.codes), -1)
-        # what the left adds is known before the first layer: one product for all of them
+        # the inputs to the left are known for all layers: one batched matrix product
         from_above = self.added.index_select(2, self.column).squeeze(2)
         added = torch.baddbmm(from_above, self.left, self.kernels_left).unbind()
         seen = self.positions <= self.position if self.attention else None
@@ -205,7 +218,7 @@ class Cache:
         return prior.logits(horizontal)
 
     def write(self, codes: Tensor) -> None:
-        """Note the codes (B,) chosen after the last `logits`, and go on to the next position."""
+        """Store the codes (B,) that were chosen from the last `logits` and advance to the next position."""
         prior = self.prior
         self.codes.index_copy_(1, self.column, codes[:, None])
         embedded = prior.embedding(codes)

@@ -1,4 +1,4 @@
-"""Ancestral sampling: codes one after another, each from the prior's distribution given those before it."""
+"""Ancestral sampling: each code is sampled from the prior's distribution given the codes before it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from vqvae2.run.seeding import keyed_generator
 
 @dataclass(frozen=True)
 class Controls:
-    """How codes are drawn from the logits.
+    """How codes are sampled from the logits.
 
     Attributes:
-        temperature: divides the logits; below 1 for likelier, less varied codes.
-        top_k: draw only from the k likeliest codes; None: from all.
-        top_p: draw only from the likeliest codes that together hold this much of the probability; None: from all.
-        guidance: 1: none; above 1 the label counts for more (classifier-free guidance, Ho and Salimans 2022,
-            equation 6 with w = guidance - 1).
+        temperature: divides the logits; values below 1 give more probable, less varied codes.
+        top_k: sample only from the k most probable codes; None: from all.
+        top_p: sample only from the most probable codes whose total probability reaches this value; None: from all.
+        guidance: scale of classifier-free guidance (Ho and Salimans 2022, equation 6 with w = guidance - 1); 1: no
+            guidance; values above 1 increase the influence of the label.
     """
 
     temperature: float = 1.0
@@ -31,12 +31,12 @@ class Controls:
 
 
 def image_uniforms(seed: int, image: int, level: str, num_positions: int) -> Tensor:
-    """A uniform number in [0, 1) for each position of an image's level, by (seed, image, level, position) alone."""
+    """A uniform number in [0, 1) per position, (num_positions,), a function of (seed, image, level, position) only."""
     return torch.rand(num_positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
 
 
 def restrict(logits: Tensor, controls: Controls) -> Tensor:
-    """Logits (B, K) after temperature, top-k and top-p; what may not be drawn is -inf."""
+    """Apply temperature, top-k and top-p to logits (B, K); excluded codes get -inf."""
     logits = logits / controls.temperature
     if controls.top_k is not None and controls.top_k < logits.shape[1]:
         kept = logits.topk(controls.top_k).indices
@@ -44,17 +44,17 @@ def restrict(logits: Tensor, controls: Controls) -> Tensor:
     if controls.top_p is not None and controls.top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(1)
-        before = probabilities.cumsum(1) - probabilities  # held by likelier codes; the likeliest one always stays
+        before = probabilities.cumsum(1) - probabilities  # total of more probable codes; the first is always kept
         unlikely = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= controls.top_p)
         logits = logits.masked_fill(unlikely, -torch.inf)
     return logits
 
 
 def sample_categorical(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Codes (B,) at which the cumulative probabilities of `logits` (B, K) pass `uniforms` (B,)."""
+    """Sample codes (B,) by inverting the cumulative probabilities of `logits` (B, K) at `uniforms` (B,)."""
     wide = widest_float(logits.device)
     cumulative = logits.to(wide).softmax(1).cumsum(1)
-    uniforms = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps / 2)  # float32 would round the highest ones to 1
+    uniforms = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps / 2)  # float32 rounds the highest ones to 1
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
@@ -68,16 +68,16 @@ def sample_codes(
     kept: Kept | None = None,
     progress: Callable[[int], object] = lambda codes: None,
 ) -> Tensor:
-    """Draw the codes of one level: (B, H, W) int64.
+    """Sample the codes of one level: (B, H, W) int64.
 
     Args:
-        prior: of the level, in eval mode.
-        uniforms: (B, H * W) float64, one number a code.
-        coarser: codes of each coarser level by name.
-        labels: (B,) int64; None: not given.
-        controls: temperature and the like.
-        kept: codes that are not drawn; those after them are drawn given them. None: all are drawn.
-        progress: called with the number of codes drawn since the last call.
+        prior: the prior of the level, in eval mode.
+        uniforms: (B, H * W) float64, one number per code.
+        coarser: codes (B, h, w) of each coarser level by name; None for the coarsest level.
+        labels: (B,) int64; None: no labels.
+        controls: temperature, top-k, top-p and guidance.
+        kept: codes that are kept; the codes after them are sampled given the kept ones. None: sample all codes.
+        progress: called with the number of codes per image that were completed since the last call.
     """
     batch, device = len(uniforms), uniforms.device
     height, width = prior.grid.height, prior.grid.width
@@ -109,7 +109,7 @@ def sample_codes(
             cache.begin_row(row)
 
     if uniforms.is_cuda:
-        begin_row(0)  # read by the call that precedes the capture
+        begin_row(0)  # the call before the capture reads these buffers
         sample_next = capture(sample_next)
     for row in range(height):
         begin_row(row)
@@ -120,9 +120,9 @@ def sample_codes(
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:
-    """`call` as a CUDA graph: what it launches, some hundred kernels, becomes one launch.
+    """Capture `call` as a CUDA graph, so that several hundred kernel launches become one.
 
-    It is called once beforehand, for what its kernels set up on first use.
+    `call` runs once before the capture, because its kernels do some setup on first use.
     """
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())

@@ -1,1 +1,1 @@
-"""The page of a run: reads the files that stages and evaluation leave, and knows no model."""
+"""The HTML report of a run, built from the files that the stages and the evaluation write; loads no model."""

@@ -1,4 +1,4 @@
-"""report.html: one page that shows a run, from whatever of it is there; it needs nothing else to be opened."""
+"""report.html: a self-contained page about a run, built from the files that exist so far."""
 
 import base64
 import io
@@ -13,13 +13,13 @@ from vqvae2.report.tables import tables
 from vqvae2.run.directory import write_atomically
 from vqvae2.training.metrics_log import read_metrics
 
-WIDEST = 1600  # pixels of a picture in the page
+WIDEST = 1600  # maximum width of an image in the page, in pixels
 JPEG_QUALITY = 88
-RECONSTRUCTIONS = "Held-out pictures; reconstructions from the coarsest of several levels alone; from all levels."
+RECONSTRUCTIONS = "Rows: held-out images; with several levels, reconstructions from the coarsest only; from all levels."
 
 
 class Picture(NamedTuple):
-    """A picture in the page: its file as a data URL, what stands in its place for who cannot see it, what it shows."""
+    """An image in the page: data URL, alt text and caption."""
 
     source: str
     alternative: str
@@ -27,12 +27,12 @@ class Picture(NamedTuple):
 
 
 def write_report(run_dir: Path, evaluation: dict[str, Any] | None = None) -> Path:
-    """Write the page of a run.
+    """Write the report of a run.
 
     Args:
-        run_dir: of the run; its curves and pictures are shown as far as they are there.
-        evaluation: the content of evaluation.json; None while the run trains, and what was found of former weights no
-            longer counts.
+        run_dir: directory of the run; curves and images whose files are missing are left out.
+        evaluation: the content of evaluation.json; None while the run trains, because the results of an earlier
+            evaluation are outdated then.
 
     Returns:
         The path of report.html.
@@ -43,7 +43,7 @@ def write_report(run_dir: Path, evaluation: dict[str, Any] | None = None) -> Pat
         pictures = [
             Picture(
                 _picture(newest[-1]),
-                "Rows of held-out pictures, of what the coarsest codes alone decode to, and of their reconstructions",
+                "Rows of held-out images, reconstructions from the coarsest codes only, and from all codes",
                 f"{RECONSTRUCTIONS} ({newest[-1].stem})",
             )
         ]
@@ -68,14 +68,14 @@ def _template() -> Any:
 
 
 def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:
-    """Loss, usage and likelihood over the steps of each stage; precision and recall over the fraction kept."""
+    """Plots of loss, usage and NLL by step for each stage, and of precision and recall by the fraction kept."""
     curves = []
 
     def add(series: dict[str, Points], x: str, y: str, caption: str, logarithmic: bool = False) -> None:
         known = {name: points for name, points in series.items() if points}
         if known:
             last = "; ".join(f"{name} {points[-1][1]:.4g}" for name, points in known.items())
-            alternative = f"Curve: {caption} At the end: {last}"
+            alternative = f"Plot: {caption} Last values: {last}"
             curves.append(Picture(_data_url(plot(known, x, y, logarithmic), "svg+xml"), alternative, caption))
 
     lines = read_metrics(run_dir / "stage1" / "metrics.jsonl")
@@ -83,11 +83,17 @@ def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:
         "training": points_of(lines, "train", "reconstruction"),
         "held out": points_of(lines, "validation", "mse"),
     }
-    add(squared, "step", "reconstruction loss", "Stage 1: reconstruction loss, and mean squared error held out.", True)
-    for what, of in (("usage", "share of the codes in use"), ("perplexity", "perplexity of the codes")):
+    add(
+        squared,
+        "step",
+        "reconstruction loss",
+        "Stage 1: reconstruction loss in training, MSE on held-out images.",
+        True,
+    )
+    for what, of in (("usage", "fraction of codes in use"), ("perplexity", "perplexity of the codes")):
         names = sorted({key for line in lines for key in line if key.endswith(f"_{what}")}, reverse=True)
         series = {name.removesuffix(f"_{what}"): points_of(lines, "validation", name) for name in names}
-        add(series, "step", what, f"Stage 1: {of}, held out, by level.")
+        add(series, "step", what, f"Stage 1: {of} on held-out images, by level.")
     for directory in [run_dir / "stage3", *sorted((run_dir / "stage4").glob("*"))]:
         lines = read_metrics(directory / "metrics.jsonl")
         series = {
@@ -95,14 +101,14 @@ def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:
             "held out": points_of(lines, "validation", "nats_per_code"),
         }
         which = "the coarsest level" if directory.name == "stage3" else f"level {directory.name}"
-        add(series, "step", "nats per code", f"Negative log-likelihood of the prior of {which}.")
+        add(series, "step", "nats per code", f"Negative log-likelihood of the codes under the prior of {which}.")
     rows = evaluation.get("rejection") or []
     series = {name: [(row["fraction"], row[name]) for row in rows] for name in ("precision", "recall")}
     add(
         series,
         "fraction kept",
-        "share",
-        "Samples that the classifier is surest of: precision and recall by the fraction kept.",
+        "precision, recall",
+        "Rejection sampling: precision and recall by the fraction of samples kept.",
     )
     return curves
 
@@ -110,18 +116,18 @@ def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:
 def _evaluation_pictures(run_dir: Path) -> list[Picture]:
     shown = {
         "reconstructions": (
-            "Rows of held-out pictures, of what the coarsest codes alone decode to, and of their reconstructions",
+            "Rows of held-out images, reconstructions from the coarsest codes only, and from all codes",
             RECONSTRUCTIONS,
         ),
-        "samples": ("A row of sampled pictures for each class", "Samples, a row for each class."),
+        "samples": ("A row of samples for each class", "Samples, one row for each class."),
         "temperatures": (
-            "Rows of samples at rising temperatures",
-            "The same samples at temperatures 0.7, 0.85, 1 and 1.15, from top to bottom.",
+            "Rows of samples at increasing temperatures",
+            "Samples from the same random numbers at temperatures 0.7, 0.85, 1 and 1.15, from top to bottom.",
         ),
         "neighbours": (
-            "A row of samples above rows of training pictures that resemble them most",
-            "Samples (top row) and, below each, the nearest training pictures in the classifier's features: "
-            "copies would show here.",
+            "A row of samples above rows of their nearest training images",
+            "Samples (top row) and, below each sample, the nearest training images in the feature space of the "
+            "classifier. A sample that copies a training image would look the same as the image below it.",
         ),
     }
     directory = run_dir / "evaluation" / "comparison"
@@ -133,7 +139,7 @@ def _evaluation_pictures(run_dir: Path) -> list[Picture]:
 
 
 def _picture(path: Path) -> str:
-    """A picture small enough for the page: as it is, or as JPEG where it is large."""
+    """Data URL of an image file: unchanged if small, else downscaled and converted to JPEG."""
     with Image.open(path) as image:
         image.load()
     if image.width * image.height <= 500_000:

@@ -1,4 +1,4 @@
-"""The curves of a report, as SVG that reads on a light and on a dark page."""
+"""Plots of the report, as SVG that is readable on a light and on a dark background."""
 
 import io
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-GREY = "#808080"  # of axes and text
+GREY = "#808080"  # axes and text
 COLOURS = ("#2a7fbf", "#d9822b", "#3a9a5b", "#a45cc4")
 STYLE = {
     "font.family": "sans-serif",
@@ -25,13 +25,13 @@ Points = list[tuple[float, float]]
 
 
 def plot(series: dict[str, Points], x_label: str, y_label: str, logarithmic: bool = False) -> bytes:
-    """Lines of (x, y) points as an SVG file with a transparent ground.
+    """Plot lines of (x, y) points as an SVG file with a transparent background.
 
     Args:
-        series: points by the name that the legend shows; held-out ones are those to be looked at, so they get marks.
-        x_label: below the axis.
-        y_label: beside the axis.
-        logarithmic: of the vertical axis.
+        series: points by legend label; lines of at most 20 points get markers.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        logarithmic: whether the y axis is logarithmic.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.0), layout="constrained")
@@ -51,5 +51,5 @@ def plot(series: dict[str, Points], x_label: str, y_label: str, logarithmic: boo
 
 
 def points_of(lines: list[dict[str, Any]], split: str, name: str) -> Points:
-    """(step, value) of one figure of `train` or `validation`."""
+    """(step, value) pairs of one metric of the split `train` or `validation`."""
     return [(x["step"], x[name]) for x in lines if x["split"] == split and x.get(name) is not None]

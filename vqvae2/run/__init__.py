@@ -1,1 +1,1 @@
-"""What every program of a run needs: folder, lock, signals, processes, precision, seeds, command line."""
+"""Shared parts of all scripts: run directory, lock, signals, processes, precision, seeds and command line."""

@@ -1,4 +1,4 @@
-"""From the command line to a checked configuration, and from an error to a message."""
+"""Parsing of the command line into a checked configuration, and conversion of errors to messages and exit codes."""
 
 import os
 import sys
@@ -16,9 +16,7 @@ from vqvae2.run.given import check_names, flag_values, load_yaml, merged, read_f
 from vqvae2.run.stopping import end_with_parent
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-FOOT = (
-    "The fields of a prior are listed by --priors.help; set one as --priors.LEVEL.FIELD, such as --priors.top.layers 8."
-)
+FOOT = "--priors.help lists the fields of a prior. Set one with --priors.LEVEL.FIELD, such as --priors.top.layers 8."
 HELP = frozenset({"--help", "-h", "--priors.help"})
 INTERRUPTED = 130  # 128 + SIGINT
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
@@ -27,14 +25,14 @@ T = TypeVar("T")
 
 
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
-set_parsing_settings(unset_sentinel=True)  # or null would pass for a value of every type
+set_parsing_settings(unset_sentinel=True)  # otherwise null is valid for every type
 
 
 class OneLineParser(ArgumentParser):
-    """Refuses without printing its usage first."""
+    """A parser that reports an error in one line, without the usage."""
 
     def error(self, message: str, *_: Any, **__: Any) -> NoReturn:
-        """Exit with code 2."""
+        """Print the message and exit with code 2."""
         lines = [line.strip() for line in str(message).splitlines() if line.strip()]
         self.exit(2, f"error: {' '.join(lines)} (see --help)\n")
 
@@ -46,32 +44,36 @@ def parse_config(
     of_run: bool = False,
     **options: tuple[Any, Any, str],
 ) -> tuple[Config, dict[str, Any]]:
-    """A run's configuration from --config and flags; a flag wins over the file wherever it stands.
+    """Parse the configuration of a run from the file of --config and from flags.
 
-    A field that neither gives has the value that the run's stages were begun with, and its default in a new run.
+    A flag overrides the file, whatever their order. A field that neither of them sets keeps the value with which the
+    stages of the run were started; in a new run it has its default.
 
     Args:
-        arguments: of the command line; None: the program's own.
-        description: what the program does, for --help.
-        default_config: the file that is read where --config is not given.
-        of_run: where --config is not given but --run_dir is, read the configuration in that folder instead.
-        **options: more flags than the configuration's, by name: type, default and meaning.
+        arguments: command-line arguments; None: those of this process.
+        description: description of the script for --help.
+        default_config: path of the configuration file that is read without --config.
+        of_run: whether to read config.yaml in the run directory if --run_dir is given without --config.
+        **options: flags in addition to those of the configuration, by name: (type, default, help text).
 
     Returns:
-        The checked configuration, and the values of `options`.
+        The checked configuration, and the values of `options` by name.
 
     Raises:
-        UserError: a field is unknown, or its value cannot work.
+        UserError: a field is unknown, a value is not valid, or a file cannot be read.
+        SystemExit: with code 2, an argument cannot be parsed.
     """
     parser = OneLineParser(description=description, epilog=FOOT, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help=f"the run's YAML file (default: {default_config.name})")
+    parser.add_argument(
+        "--config", action="config", help=f"Path of the run's YAML file (default: {default_config.name})"
+    )
     for name, (kind, default, meaning) in options.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
     parser.add_class_arguments(Config)
 
     files, flags = _config_and_flags(sys.argv[1:] if arguments is None else arguments)
     given = flag_values(flags, set(Config.__dataclass_fields__))
-    if files != [""] and not HELP.intersection(flags):  # an empty --config is for the parser to refuse
+    if files != [""] and not HELP.intersection(flags):  # the parser refuses an empty --config
         file = Path(files[-1]) if files else _config_of_run(given) if of_run and "run_dir" in given else default_config
         check_names(given, spelt="--{}")
         given = merged(read_file(file), given)
@@ -85,7 +87,7 @@ def parse_config(
 
 
 def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that --config names, and all other arguments."""
+    """Separate the files of --config from all other arguments."""
     rest = list(arguments)
     files: list[str] = []
     i = 0
@@ -103,12 +105,12 @@ def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _config_of_run(given: dict[str, Any]) -> Path:
     path = Path(str(given["run_dir"])) / "config.yaml"
     if not path.exists():
-        raise UserError(f"{path}: not there: finish the stages of this run first, or give --config")
+        raise UserError(f"{path}: file not found: run the stages of this run first, or pass --config")
     return path
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
-    """What the stages of the run were begun with, of the levels that it is given."""
+    """Return the sections with which the stages of the run were started, without priors of levels not in `given`."""
     run_dir, priors = given.get("run_dir"), given.get("priors")
     recorded = recorded_sections(Path(run_dir)) if isinstance(run_dir, str) and "\0" not in run_dir else {}
     if "priors" in recorded and isinstance(priors, dict):
@@ -117,12 +119,18 @@ def _recorded(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(given: dict[str, Any]) -> str:
-    """Sections as a text that the parser reads where it expects a file's name."""
+    """Convert sections to YAML text, which the parser accepts in place of a file name."""
     return yaml.safe_dump(given, sort_keys=False)
 
 
 def parse_options(kind: type[T], description: str, arguments: Sequence[str] | None = None) -> T:
-    """The fields of a dataclass from flags."""
+    """Parse the fields of a dataclass from flags.
+
+    Args:
+        kind: the dataclass.
+        description: description of the script for --help.
+        arguments: command-line arguments; None: those of this process.
+    """
     parser = OneLineParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind)
     values = parser.instantiate(parser.parse_args(arguments))
@@ -130,9 +138,10 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a program and end with its exit code.
+    """Run the main function of a script and exit with one of these codes.
 
-    0: done; 1: a UserError; 2: bad arguments; 75: asked to stop, and saved; 130: interrupted, and not saved.
+    0: finished; 1: a UserError; 2: invalid arguments; 75: stopped on request after saving; 130: interrupted
+    before saving.
     """
     rank = os.environ.get("RANK", "0")
     end_with_parent()
@@ -145,9 +154,9 @@ def run(main: Callable[[], object]) -> NoReturn:
         sys.exit(1)
     except StoppedError as stopped:
         if rank == "0":
-            print(f"{stopped}: run the same command again to go on", file=sys.stderr, flush=True)
+            print(f"{stopped}: run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(STOPPED)
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from what was saved", file=sys.stderr, flush=True)
+        print("interrupted: run the same command again to resume from what was saved", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     sys.exit(0)

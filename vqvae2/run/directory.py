@@ -1,4 +1,4 @@
-"""The folder of a run: where each stage keeps its files, and what stages hand to one another."""
+"""The run directory: the location of each stage's files, and the recorded configurations of the stages."""
 
 import hashlib
 import os
@@ -32,18 +32,18 @@ MAY_CHANGE = frozenset(
 
 
 def stage_dir(run_dir: str | Path, stage: int, level: str | None = None) -> Path:
-    """The folder of stage 1, 3 or 4 (where `level` names the level)."""
+    """Return the directory of stage 1, 3 or 4; in stage 4, `level` names the level."""
     return Path(run_dir) / f"stage{stage}" / (level if stage == 4 else "")
 
 
 def codes_path(run_dir: str | Path, split: str) -> Path:
-    """The store of the codes of `train` or `validation`."""
+    """Return the path of the code store of a split, `train` or `validation`."""
     return Path(run_dir) / "codes" / f"{split}.lmdb"
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn refusals to write at `path` or below it into messages."""
+    """Convert errors of writing to `path`, or to a file in it, to a UserError."""
     try:
         yield
     except OSError as error:
@@ -53,11 +53,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _cannot_write(reason: str | None) -> str:
-    return f"cannot be written ({reason}): make room or get the right to write there, or choose another run_dir"
+    return f"cannot be written ({reason}): free disk space, grant write permission, or use another run_dir"
 
 
 def make_dir(path: Path) -> Path:
-    """Make a folder and those above it."""
+    """Create a directory and its parents.
+
+    Raises:
+        UserError: the directory cannot be created or is not writable.
+    """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -66,17 +70,17 @@ def make_dir(path: Path) -> Path:
 
 
 def compare_configuration(directory: Path, configuration: dict[str, Any]) -> list[str]:
-    """Compare the configuration of a stage with the one it began with, where it has trained already.
+    """Compare the configuration of a stage with the one it was started with, if it has trained.
 
     Args:
-        directory: of the stage.
+        directory: directory of the stage.
         configuration: the sections that the stage reads.
 
     Returns:
-        A line for each value that has changed and may change.
+        A line for each changed value, all of which are allowed to change (MAY_CHANGE).
 
     Raises:
-        UserError: another value has changed.
+        UserError: a value has changed that must not change.
     """
     former = recorded_configuration(directory)
     changes = list(_differences(former, configuration)) if former else []
@@ -85,14 +89,14 @@ def compare_configuration(directory: Path, configuration: dict[str, Any]) -> lis
     ]
     if refused:
         raise UserError(
-            f"{directory / 'config.yaml'}: this stage began with another configuration: {'; '.join(refused)}: "
-            "set it back, or use another run_dir"
+            f"{directory / 'config.yaml'}: this stage was started with another configuration: {'; '.join(refused)}: "
+            "restore the recorded values, or use another run_dir"
         )
     return [f"{key} changes from {old!r} to {new!r}" for key, old, new in changes]
 
 
 def recorded_sections(run_dir: Path) -> dict[str, Any]:
-    """The sections that the trained stages of a run were begun with, as one configuration would hold them."""
+    """Return the sections with which the trained stages of a run were started, merged into one configuration."""
     whole: dict[str, Any] = {}
     for directory in [run_dir / "stage1", run_dir / "stage3", *sorted((run_dir / "stage4").glob("*/"))]:
         sections = recorded_configuration(directory)
@@ -109,7 +113,13 @@ def record_configuration(directory: Path, configuration: dict[str, Any]) -> None
 
 
 def recorded_configuration(directory: Path) -> dict[str, Any]:
-    """What the stage in `directory` was begun with, absent fields included; empty where it has not trained yet."""
+    """Return the sections with which the stage in `directory` was started, with absent fields completed.
+
+    The result is empty if the stage has not trained.
+
+    Raises:
+        UserError: config.yaml is not valid YAML.
+    """
     path = directory / "config.yaml"
     trained = (directory / "model.json").exists() or any((directory / "checkpoints").glob("step_*"))
     if not (path.exists() and trained):
@@ -117,7 +127,7 @@ def recorded_configuration(directory: Path) -> dict[str, Any]:
     try:
         return completed(dict(yaml.safe_load(path.read_text())))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: broken YAML ({error}): restore it, or use another run_dir") from error
+        raise UserError(f"{path}: not valid YAML ({error}): restore the file, or use another run_dir") from error
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -129,7 +139,10 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename into place; stages of one run may write the same file at once."""
+    """Write a file so that it is never incomplete: write a temporary file, flush it to disk, and rename it.
+
+    The name of the temporary file has the process id, since stages of a run may write the same file at the same time.
+    """
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with writing(path):
         with open(beside, "wb") as file:
@@ -140,6 +153,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a stage ran with: versions, device and commit."""
+"""The environment of a stage: package versions, device and commit."""
 
 import platform
 import socket
@@ -13,7 +13,10 @@ PACKAGES = ("vqvae2", "torch", "torchvision", "accelerate", "safetensors", "lmdb
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of Python and of the packages that results depend on, host, device, and commit where there is one."""
+    """Return the versions of Python and of the packages that results depend on, the host, the device and the commit.
+
+    The CUDA version is None on a CPU; the commit is None outside a git repository.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "python": platform.python_version(),
@@ -26,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU, or the processor with the number of threads used."""
+    """Return the name of the GPU, or of the CPU with the number of threads that PyTorch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -45,7 +48,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Of the clone that this package is imported from, with `-dirty` where files differ from it."""
+    """Return the commit of the repository that contains this package, with `-dirty` if it has uncommitted changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

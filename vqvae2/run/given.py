@@ -1,4 +1,4 @@
-"""What a user gives of a configuration: the fields of the YAML file and of the flags, without any default."""
+"""The fields of a configuration that the user sets in the YAML file or with flags, without defaults."""
 
 import re
 import typing
@@ -15,7 +15,7 @@ from vqvae2.errors import UserError
 
 
 class Yaml12Loader(yaml.SafeLoader):
-    """YAML as of version 1.2, where `no` is a word and 1e-3 a number; 1.1 makes them false and a word."""
+    """A YAML 1.2 loader, which reads `no` as a string and 1e-3 as a number; YAML 1.1 reads false and a string."""
 
 
 Yaml12Loader.yaml_implicit_resolvers = {
@@ -35,33 +35,33 @@ Yaml12Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """The content of a text of YAML 1.2."""
+    """Parse YAML 1.2 text."""
     return yaml.load(text, Yaml12Loader)
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The sections of a configuration file.
+    """Read the sections of a configuration file.
 
     Raises:
-        UserError: it cannot be read, is not YAML, or holds no sections.
+        UserError: the file cannot be read, is not valid YAML, or has no sections.
     """
     try:
         content = load_yaml(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): give --config an existing file") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): pass an existing file to --config") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: broken YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a configuration: it must hold sections such as images and autoencoder")
+        raise UserError(f"{path}: not a configuration: it must have sections such as images and autoencoder")
     return content
 
 
 def flag_values(flags: Sequence[str], names: set[str]) -> dict[str, Any]:
-    """The fields that flags give, nested: --images.size 64 -> {"images": {"size": 64}}.
+    """Return the fields that flags set as nested values: --images.size 64 -> {"images": {"size": 64}}.
 
     Args:
-        flags: of the command line.
-        names: of the configuration's sections; other flags are not of a configuration.
+        flags: command-line arguments.
+        names: names of the configuration's sections; flags with other names are skipped.
     """
     given: dict[str, Any] = {}
     for i, flag in enumerate(flags):
@@ -76,7 +76,10 @@ def flag_values(flags: Sequence[str], names: set[str]) -> dict[str, Any]:
 
 
 def merged(below: Any, above: Any) -> Any:
-    """Nested values with those of `above` in front; lists of sections, such as levels, go item by item."""
+    """Merge nested values; values of `above` override those of `below`.
+
+    Lists of sections, such as levels, are merged item by item if they have the same length.
+    """
     if isinstance(below, dict) and isinstance(above, dict):
         return {key: merged(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
     if _holds_sections(below) and _holds_sections(above) and len(below) == len(above):
@@ -85,38 +88,38 @@ def merged(below: Any, above: Any) -> Any:
 
 
 def check_names(given: Any, kind: Any = Config, key: str = "", spelt: str = "{}") -> None:
-    """Refuse unknown fields, and sections that are none, by their full names.
+    """Check that all fields are known and that all sections have fields.
 
     Args:
-        given: what file and flags hold at `key`.
-        kind: the type that belongs there.
-        key: where in the configuration.
-        spelt: how a message spells a key.
+        given: the value of the file and flags at `key`.
+        kind: the expected type of the value.
+        key: full name of the value in the configuration.
+        spelt: format of a key in messages.
 
     Raises:
-        UserError: the first such field.
+        UserError: a field is unknown, or a value is not a section or list of sections; names the first such field.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
         if not isinstance(given, dict):
-            raise UserError(f"{spelt.format(key)}: {given!r} is not a section: give it fields")
+            raise UserError(f"{spelt.format(key)}: {given!r} is not a section: use fields with values")
         kinds = typing.get_type_hints(kind)
         for name, value in given.items():
             full = f"{key}.{name}" if key else str(name)
             if name not in kinds:
                 known = [x.name for x in fields(kind)]
                 close = get_close_matches(str(name), known, n=1)
-                meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+                meant = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
                 raise UserError(f"{spelt.format(full)}: unknown field: {meant}")
             check_names(value, kinds[name], full, spelt)
     elif origin is dict and is_dataclass(arguments[1]):
         if not isinstance(given, dict):
-            raise UserError(f"{spelt.format(key)}: {given!r} is not a section: give it an entry for each level")
+            raise UserError(f"{spelt.format(key)}: {given!r} is not a section: use one entry for each level")
         for name, value in given.items():
             check_names(value, arguments[1], f"{key}.{name}", spelt)
     elif origin is list and is_dataclass(arguments[0]):
         if not isinstance(given, list):
-            raise UserError(f"{spelt.format(key)}: {given!r} is not a list: give it an item for each level")
+            raise UserError(f"{spelt.format(key)}: {given!r} is not a list: use one item for each level")
         for i, value in enumerate(given):
             named = isinstance(value, dict) and isinstance(value.get("name"), str)
             check_names(value, arguments[0], f"{key}[{i}]" + (f" ({value['name']})" if named else ""), spelt)

@@ -1,4 +1,4 @@
-"""Accelerate, as every stage starts it."""
+"""Setup of Accelerate, its processes and its trackers."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -23,23 +23,26 @@ from vqvae2.errors import ToldError, UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.precision import resolve_precision
 
-# PyTorch's default of 10 minutes (NCCL) ends a run whose other processes wait for the first one to survey millions of
-# files. A process that dies is noticed by its closed connections or by the launcher, not by this limit.
+# PyTorch's default timeout of 10 minutes (NCCL) is too short for the processes that wait while the main process surveys
+# millions of files. A process that dies is detected by its closed connections or by the launcher, not by this timeout.
 WAIT_FOR_ONE_PROCESS = timedelta(hours=3)
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
 
 def join_processes() -> PartialState:
-    """Join the other processes, if there are any; by itself PartialState would not heed ACCELERATE_USE_CPU."""
+    """Initialize the process group if there are several processes.
+
+    ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it.
+    """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT_FOR_ONE_PROCESS)
 
 
 @contextmanager
 def refusals_reach_all(state: PartialState | Accelerator) -> Iterator[None]:
-    """A block after which a refusal of any process is raised by all of them.
+    """Context manager at whose end all processes raise the ToldError of any process.
 
-    Without it the others would wait for a process that has ended, where no launcher ends them. Processes must not
-    wait for one another within the block; they do at its end.
+    Without it, the other processes would wait for a process that has ended, unless a launcher ends them. Processes must
+    not communicate inside the block; they synchronize at its end.
     """
     error = None
     try:
@@ -61,22 +64,25 @@ def start_accelerator(
     trackers: Sequence[str] = (),
     directory: Path | None = None,
 ) -> Accelerator:
-    """Join the other processes, if there are any.
+    """Create an Accelerator for all processes.
 
     Args:
-        key: the configuration section that the precision comes from, for messages.
-        mixed_precision: what is wanted; auto is decided by the device.
-        accumulation: passes in an optimiser step.
-        trackers: names of trackers.
-        directory: where they keep their files.
+        key: configuration section of the precision, for messages.
+        mixed_precision: the configured precision; auto depends on the device.
+        accumulation: number of gradient accumulation steps per optimizer step.
+        trackers: names of the experiment trackers.
+        directory: directory of the trackers' files.
+
+    Raises:
+        UserError: a tracker is not installed, or the device does not support the precision.
     """
     for tracker in trackers:
         if not TRACKERS[tracker]():
-            raise UserError(f'trackers: {tracker} is not installed: pip install "vqvae2[{tracker}]", or leave it out')
+            raise UserError(f'trackers: {tracker} is not installed: pip install "vqvae2[{tracker}]", or remove it')
     precision = resolve_precision(f"{key}.mixed_precision", mixed_precision, join_processes().device)
-    # Stage 4 trains one prior after another, each in its own precision, and there is no public way to change it.
+    # Stage 4 trains several priors, each with its own precision. Accelerate has no public function to change it.
     AcceleratorState._reset_state()
-    # Buffers are the same everywhere by construction, so that nothing needs to be broadcast.
+    # Buffers are identical in all processes by construction, so they need no broadcast.
     distributed = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
         mixed_precision=precision,
@@ -88,17 +94,18 @@ def start_accelerator(
 
 
 def start_training_accelerator(key: str, train: TrainConfig, config: Config, directory: Path) -> Accelerator:
-    """As `start_accelerator`, for a stage that trains."""
+    """Create an Accelerator for a training stage, see `start_accelerator`."""
     return start_accelerator(key, train.mixed_precision, train.gradient_accumulation_steps, config.trackers, directory)
 
 
 def start_trackers(accelerator: Accelerator, config: Config, directory: Path) -> None:
-    """Begin to report to the configuration's trackers, or go on with what a stopped stage has reported.
+    """Start the configured trackers, or resume those of a stopped stage.
 
     Args:
-        accelerator: of `start_training_accelerator`.
-        config: of the run; its run directory names the project.
-        directory: of the stage; keeps the id of its Weights & Biases run, so that a resumed stage goes on with it.
+        accelerator: result of `start_training_accelerator`.
+        config: configuration of the run; the name of its run directory is the project name.
+        directory: directory of the stage. It stores the id of the Weights & Biases run, so that a resumed stage
+            continues the same Weights & Biases run.
     """
     if not config.trackers:
         return
@@ -115,7 +122,7 @@ def start_trackers(accelerator: Accelerator, config: Config, directory: Path) ->
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | str]]:
-    """Nested values as TensorBoard takes them: SECTION.KEY and a number or a text."""
+    """Flatten nested values to SECTION.KEY and a number or string, as TensorBoard requires."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that allows only one process at a time to use a directory."""
 
 import errno
 import fcntl
@@ -17,14 +17,13 @@ HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the folder; its file `lock` says who does.
+    """Lock a directory; its file `lock` names the process that holds the lock.
 
-    The lock is fcntl's, which ends with the process, however it ends, and is not passed on to loader
-    workers: one that outlives its killed parent does not hold the folder. Where the file system has
-    no locks, nothing is held.
+    The fcntl lock ends when the process ends, for whatever reason. Loader workers do not inherit it, so a worker
+    that outlives its killed parent does not hold the lock. On file systems without locks, nothing is locked.
 
     Raises:
-        UserError: another process holds the folder.
+        UserError: another process holds the lock, or the directory is not writable.
     """
     path = make_dir(directory) / "lock"
     with writing(path):
@@ -35,7 +34,7 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in HELD_ELSEWHERE:
                 raise UserError(
-                    f"{directory}: in use by {_holder(file.read())}: wait for it or end it, or use another run_dir"
+                    f"{directory}: in use by {_holder(file.read())}: wait for it, stop it, or use another run_dir"
                 ) from None
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))

@@ -1,4 +1,4 @@
-"""model.safetensors and model.json, which a finished stage leaves: all that is needed to rebuild a model."""
+"""model.safetensors and model.json, which a finished stage writes: all that is needed to rebuild a model."""
 
 import json
 import os
@@ -17,7 +17,7 @@ FORMAT_VERSION = 2
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Tensors of any device and layout as safetensors, flushed to disk."""
+    """Write tensors of any device and memory layout to a safetensors file and flush it to disk."""
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
@@ -26,8 +26,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def export_model(directory: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write model.safetensors and model.json: all that is needed to rebuild a model.
 
-    model.json is written last and carries the weights' SHA-256, so that a stage
-    that was killed in between is not finished.
+    model.json is written last and contains the SHA-256 of model.safetensors, so a stage that is killed before that
+    does not count as finished.
+
+    Args:
+        directory: directory of the stage.
+        weights: state_dict of the model.
+        description: content of model.json, without format_version and sha256.
+
+    Raises:
+        UserError: a file cannot be written.
     """
     weights_path = directory / "model.safetensors"
     beside = directory / "model.safetensors.partial"
@@ -40,14 +48,18 @@ def export_model(directory: Path, weights: dict[str, Tensor], description: dict[
 
 
 def read_description(directory: Path, made_by: str) -> dict[str, Any]:
-    """The model.json of a finished stage; `made_by` names the command that makes it.
+    """Read the model.json of a finished stage.
+
+    Args:
+        directory: directory of the stage.
+        made_by: command that writes the file, for messages.
 
     Raises:
-        UserError: it is missing, broken, or of another format version.
+        UserError: the file is missing or damaged, or has another format version.
     """
     path = directory / "model.json"
     if not path.exists():
-        raise UserError(f"{path}: not there: finish {made_by} first")
+        raise UserError(f"{path}: file not found: run {made_by} until it is finished")
     try:
         description = json.loads(path.read_text())
         version = description["format_version"]
@@ -55,18 +67,27 @@ def read_description(directory: Path, made_by: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}): run {made_by} again") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format version {version}, and this program reads {FORMAT_VERSION}: run {made_by} again"
+            f"{path}: format version {version} is not supported, only {FORMAT_VERSION}: run {made_by} again"
         )
     return description
 
 
 def read_weights(directory: Path, description: dict[str, Any], made_by: str) -> dict[str, Tensor]:
-    """The model.safetensors beside a model.json, checked against the SHA-256 there."""
+    """Read the model.safetensors of a finished stage and check it against the SHA-256 in its model.json.
+
+    Args:
+        directory: directory of the stage.
+        description: content of model.json.
+        made_by: command that writes the file, for messages.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not the one that model.json describes.
+    """
     path = directory / "model.safetensors"
     if not path.exists():
-        raise UserError(f"{path}: not there: run {made_by} again")
+        raise UserError(f"{path}: file not found: run {made_by} again")
     if sha256(path) != description["sha256"]:
-        raise UserError(f"{path}: not the file that {directory / 'model.json'} describes: run {made_by} again")
+        raise UserError(f"{path}: its SHA-256 differs from that in {directory / 'model.json'}: run {made_by} again")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -74,8 +95,12 @@ def read_weights(directory: Path, description: dict[str, Any], made_by: str) -> 
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model of the same configuration."""
+    """Load weights into a model of the same configuration.
+
+    Raises:
+        UserError: the weights do not fit the model; `path` is their file, for the message.
+    """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not hold the weights of the model described beside it: {error}") from error
+        raise UserError(f"{path}: its weights do not fit the model that model.json describes: {error}") from error

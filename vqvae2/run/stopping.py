@@ -1,7 +1,7 @@
-"""Signals that ask a stage to stop: it finishes its step, saves, and ends with exit code 75.
+"""Requests to stop a stage: it finishes its step, saves, and exits with code 75.
 
-SIGTERM, SIGINT and SIGUSR1 count, and so does a launcher that is gone: it forwards few
-signals, so that a process it started would otherwise work on unseen.
+A request is a SIGTERM, SIGINT or SIGUSR1, or the exit of the launcher. Launchers forward only few signals, so
+without the latter their processes would continue to run after the launcher has ended.
 """
 
 import os
@@ -10,21 +10,21 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-ONE_KEYSTROKE_SECONDS = 0.5  # a launcher forwards the SIGINT that the terminal has sent to everyone already
-LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that launchers set
+ONE_KEYSTROKE_SECONDS = 0.5  # Ctrl-C may arrive twice: from the terminal and from the launcher
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # environment variables that launchers set
 
 
 class _Parent:
-    process: int | None = None  # None: nobody has asked to be ended with it
+    process: int | None = None  # process id; None: `end_with_parent` has not been called
 
 
 def end_with_parent() -> None:
-    """Take the end of this process's present parent for a request to stop; called before PyTorch is imported."""
+    """Treat the exit of the current parent process as a request to stop. Call it before PyTorch is imported."""
     _Parent.process = os.getppid()
 
 
 class StopRequests:
-    """Notes requests to stop while it is entered; a second SIGINT raises KeyboardInterrupt."""
+    """Context manager that records requests to stop; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -40,11 +40,11 @@ class StopRequests:
             signal.signal(number, handler)
 
     def reason(self) -> str | None:
-        """Why this process should stop; None: it should not."""
+        """Return the reason why this process should stop, or None."""
         if self.signal is not None:
             return signal.Signals(self.signal).name
         if _Parent.process not in (None, os.getppid()) and any(name in os.environ for name in LAUNCHED):
-            return "the launcher's end"
+            return "the exit of the launcher"
         return None
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,1 +1,1 @@
-"""The one training loop and what it needs; it knows no image and no code store."""
+"""The training loop shared by stages 1, 3 and 4; it does not depend on the kind of data."""

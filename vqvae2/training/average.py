@@ -1,4 +1,4 @@
-"""Exponential moving averages: their decay, and that of a module's weights (Polyak averaging)."""
+"""Exponential moving averages: a decay with warm-up, and averaged weights of a module (Polyak averaging)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def average_decay(decay: float, step: int) -> float:
-    """The decay of a moving average at `step`, rising to `decay` so that what it started from is soon forgotten."""
+    """Decay of a moving average at `step`; it rises to `decay`, so that the initial value is forgotten quickly."""
     return min(decay, (1 + step) / (10 + step))
 
 
 class WeightAverage:
-    """The averaged weights to export; those that follow no gradient, such as an EMA codebook, as they are."""
+    """Moving average of a module's weights, without parameters that need no gradient, such as an EMA codebook."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
@@ -22,7 +22,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int, applied: Tensor) -> None:
-        """Move towards the weights after `step`; not where `applied` (bool scalar on the device) is false."""
+        """Update the averages with the weights after `step`, unless `applied` (bool scalar on the device) is false."""
         averages = list(self.averages.values())
         moves = torch._foreach_sub([p.detach() for p in self.parameters.values()], averages)
         torch._foreach_mul_(moves, applied * (1 - average_decay(self.decay, step)))
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within, the module has the averaged weights."""
+        """Context manager in which the module has the averaged weights."""
         self._swap()
         try:
             yield
@@ -45,6 +45,6 @@ class WeightAverage:
             self.averages[name].copy_(held)
 
     def load(self, averages: dict[str, Tensor]) -> None:
-        """Take up saved averages."""
+        """Load saved averages."""
         for name, average in self.averages.items():
             average.copy_(averages[name])

@@ -1,4 +1,4 @@
-"""What comes before a stage's first step: whether anything is left to do, and its configuration's record."""
+"""Preparation of a training stage: check whether steps are left to train, and record the configuration."""
 
 import json
 from collections.abc import Iterator
@@ -19,25 +19,25 @@ from vqvae2.training.loop import finished_step
 
 
 def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig, accelerator: Accelerator) -> bool:
-    """Compare the configuration with the one this stage began with, and say what will happen; nothing is written.
+    """Compare the configuration with the recorded one and print what the stage will do, without writing any file.
 
     Args:
-        directory: of the stage.
-        sections: of the configuration that the stage reads.
-        train: how it is trained.
-        accelerator: prints on the first process alone.
+        directory: directory of the stage.
+        sections: sections of the configuration that the stage reads.
+        train: training configuration of the stage.
+        accelerator: prints on the main process only.
 
     Returns:
         Whether there are steps left to train.
 
     Raises:
-        UserError: a value has changed that may not change, or training has gone beyond `total_steps`.
+        UserError: a value that must stay the same has changed, or a checkpoint is newer than `total_steps`.
     """
     finished = finished_step(directory)
     for note in compare_configuration(directory, sections):
         accelerator.print(f"{directory.name}: {note}")
     if finished >= train.total_steps:
-        accelerator.print(f"{directory}: finished at step {finished}, nothing to do (a larger total_steps would go on)")
+        accelerator.print(f"{directory}: finished at step {finished}, nothing to do (increase total_steps to train on)")
         return False
     saved = newest_step(directory / "checkpoints")
     if saved > train.total_steps:
@@ -46,19 +46,25 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
             f"set total_steps to {saved} or more, or use another run_dir"
         )
     if finished:
-        accelerator.print(f"{directory}: finished at step {finished}, goes on to step {train.total_steps}")
+        accelerator.print(f"{directory}: finished at step {finished}, continuing to step {train.total_steps}")
     return True
 
 
 @contextmanager
 def recorded(directory: Path, sections: dict[str, Any], config: Config, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the stage's directory while it trains, with its config.yaml and environment.json written first
-    and its trackers started.
+    """Context manager that locks the stage's directory, records the configuration and starts the trackers.
 
-    The run's own config.yaml is written, too: the whole configuration, which evaluate.py starts from.
+    It writes the stage's config.yaml and environment.json, and the config.yaml of the run, which contains the whole
+    configuration and is read by evaluate.py.
+
+    Args:
+        directory: directory of the stage.
+        sections: sections of the configuration that the stage reads.
+        config: configuration of the run.
+        accelerator: the main process locks and writes.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process has locked the directory, or a file cannot be written.
     """
     with ExitStack() as held:
         with refusals_reach_all(accelerator):

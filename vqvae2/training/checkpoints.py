@@ -1,4 +1,7 @@
-"""Checkpoints: safetensors with a manifest of their SHA-256, written beside and renamed into place."""
+"""Checkpoints: safetensors files and a manifest with their SHA-256.
+
+A checkpoint is written to a temporary directory, which is then renamed, so that an interrupted write is never loaded.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ KEPT = 2
 
 
 class Checkpoint(NamedTuple):
-    """Everything needed to go on after `step` updates: groups of named tensors."""
+    """The training state after `step` updates, as groups of named tensors."""
 
     step: int
     groups: dict[str, dict[str, Tensor]]
@@ -29,7 +32,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint below `directory` and remove all but the newest two.
 
     Raises:
-        UserError: the disk is full or cannot be written; the former checkpoints stay.
+        UserError: the disk is full or not writable; earlier checkpoints are kept.
     """
     final = directory / f"step_{checkpoint.step:08d}"
     beside = directory / f".{final.name}.partial"
@@ -54,24 +57,30 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `directory`, None where there is none; a warning names damaged ones."""
+    """Load the newest undamaged checkpoint below `directory`; None if there is no checkpoint.
+
+    Each damaged checkpoint is skipped with a warning.
+
+    Raises:
+        UserError: all checkpoints are damaged.
+    """
     for path in _newest_first(directory):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             damaged = [name for name, digest in manifest["sha256"].items() if sha256(path / name) != digest]
             if damaged:
-                raise ValueError(f"{', '.join(damaged)} changed since it was written")
+                raise ValueError(f"SHA-256 of {', '.join(damaged)} does not match manifest.json")
             groups = {Path(name).stem: load_file(path / name) for name in manifest["sha256"]}
             return Checkpoint(manifest["step"], groups)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            warnings.warn(f"checkpoint {path} is damaged and passed over: {error}", stacklevel=2)
+            warnings.warn(f"checkpoint {path} is damaged and is skipped: {error}", stacklevel=2)
     if _newest_first(directory):
-        raise UserError(f"{directory}: no whole checkpoint is left: delete {directory.parent} to train anew")
+        raise UserError(f"{directory}: all checkpoints are damaged: delete {directory.parent} to train from the start")
     return None
 
 
 def newest_step(directory: Path) -> int:
-    """The step of the newest checkpoint below `directory`, whole or not; 0 where there is none."""
+    """The step of the newest checkpoint below `directory`, damaged or not; 0 if there is none."""
     newest = _newest_first(directory)
     return int(newest[0].name.removeprefix("step_")) if newest else 0
 

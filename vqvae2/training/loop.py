@@ -1,6 +1,7 @@
 """The training loop of stages 1, 3 and 4.
 
-Step is the only clock: all else follows from it, so that resuming is exact.
+Batches, learning rate and random numbers are functions of the step only, so a resumed run gives exactly the same
+result.
 """
 
 import math
@@ -29,11 +30,11 @@ from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, opt
 from vqvae2.training.schedule import learning_rate
 
 Metrics = dict[str, float]
-AGREE_EVERY = 10  # steps after which several processes ask one another whether to stop
+AGREE_EVERY = 10  # steps between checks of several processes whether to stop
 
 
 def finished_step(directory: Path) -> int:
-    """The number of updates after which the model in `directory` was exported; 0 where none was."""
+    """The number of updates after which the model in `directory` was exported; 0 if there is no exported model."""
     whole = (directory / "model.json").exists() and (directory / "model.safetensors").exists()
     return read_description(directory, "the stage")["step"] if whole else 0
 
@@ -51,30 +52,30 @@ def train(
 ) -> None:
     """Train to `config.total_steps` updates and export the model.
 
-    Starts from the newest checkpoint below `directory` if there is one.
+    Resumes from the newest checkpoint below `directory` if there is one.
 
     Args:
-        objective: what is trained; its module lies on the accelerator's device.
-        batches: step -> this process's parts of the global batches from that
-            step on, one for each accumulation step.
-        validate: metrics of the module's present weights on held-out data, the
-            same on every process; gets the step.
-        config: batch size, steps, rates and intervals.
-        directory: of the stage.
-        seed: dropout is derived from (seed, step, accumulation step, process).
-        accelerator: with the precision and accumulation of `config`.
-        description: goes into model.json beside the weights.
-        after_validation: called on the first process when a validation's metrics are written.
+        objective: the module to train and its loss; the module is on the accelerator's device.
+        batches: called with a step; yields this process's parts of the global batches from that step on, one per
+            accumulation step.
+        validate: called with the step; computes metrics of the module's current weights on held-out data, the same
+            on every process.
+        config: batch size, number of steps, learning rate and intervals.
+        directory: directory of the stage.
+        seed: seed of the run; dropout is seeded with (seed, step, accumulation step, process).
+        accelerator: set up with the precision and accumulation of `config`.
+        description: content of model.json, saved with the weights.
+        after_validation: called on the main process after the metrics of a validation are written.
 
     Raises:
-        UserError: a loss or gradient was not finite, or a checkpoint could not be written.
-        StoppedError: a signal asked for it, or the launcher is gone; the last step is saved.
+        UserError: a loss or gradient is not finite, or a checkpoint cannot be written.
+        StoppedError: the process received a signal to stop, or its launcher ended; the last step is saved.
     """
-    # Model, optimiser and average, as new or as the newest checkpoint left them.
+    # Create model, optimizer and weight average, and load the newest checkpoint.
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
     optimiser = build_optimiser(module, objective.rate_factors, objective.betas)
-    sums: dict[str, Tensor] = {}  # of the metrics since the last line of the log, and the number of steps
+    sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -93,7 +94,7 @@ def train(
 
     def save(step: int) -> None:
         _stop_if_bad(first_bad_step, directory)
-        if sums:  # every process goes on from the mean, as it would from the checkpoint
+        if sums:  # continue from the mean over processes, as a resumed run does
             sums.update(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "mean").unbind(), strict=True))
         groups = {
             "module": module.state_dict(),
@@ -125,11 +126,11 @@ def train(
     with bar, StopRequests() as requests:
         for step in range(first_step, config.total_steps):
             if step == objective.start_step:
-                bar.set_postfix_str("starting from data")
+                bar.set_postfix_str("initializing from data")
                 with accelerator.autocast():
                     objective.start(_global_batches(batches(step), config, accelerator), accelerator.reduce)
 
-            # The gradient of the global batch, a part at a time.
+            # Accumulate the gradient of the global batch.
             module.train()
             set_rate(optimiser, learning_rate(config, step))
             losses = []
@@ -143,7 +144,7 @@ def train(
                     accelerator.backward(loss.total)
                 losses.append({"loss": loss.total.detach(), **loss.metrics})
 
-            # The update, unless something in it is not finite: weights, codebook and average then stay as they are.
+            # Update. If loss or gradient is not finite, weights, codebooks and average do not change.
             norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
             metrics = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
             finite_loss = _everywhere(torch.isfinite(metrics["loss"]), accelerator)
@@ -152,7 +153,7 @@ def train(
                 skip_where(optimiser.optimizer, ~applied)
                 counts_as_bad = ~applied
             else:
-                counts_as_bad = ~finite_loss  # the scaler probes for overflow of the gradient by itself
+                counts_as_bad = ~finite_loss  # the gradient scaler handles overflow itself
             optimiser.step()
             optimiser.zero_grad()
             objective.end_step(step, applied, accelerator.reduce)
@@ -194,18 +195,18 @@ def train(
                 with since.paused():
                     try:
                         after_validation()
-                    except Exception as error:  # whatever it is, training matters more than the page
-                        bar.write(f"warning: the page of the run could not be written: {error}")
+                    except Exception as error:  # a failed report must not stop training
+                        bar.write(f"warning: the report page could not be written: {error}")
             bar.update()
 
-            # A request to stop, on whichever process it came.
+            # Stop if any process received a request to stop.
             reason = _agreed(requests, done, accelerator)
             if reason and not last:
                 if done % config.save_every != 0:
                     save(done)
                 raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
 
-    # The weights that later stages use.
+    # Export the weights that later stages load.
     with average.swapped_in() if average else nullcontext(), refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             export_model(directory, module.state_dict(), {**description, "step": config.total_steps})
@@ -214,20 +215,20 @@ def train(
 def _validate(
     validate: Callable[[int], Metrics], step: int, module: torch.nn.Module, average: WeightAverage | None
 ) -> Metrics:
-    """Metrics of the weights that would be exported now."""
+    """Metrics of the weights to export, averaged if the configuration asks for it."""
     module.eval()
     with torch.no_grad(), average.swapped_in() if average else nullcontext():
         return validate(step)
 
 
 def _global_batches(parts: Iterator[Any], config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Any]]:
-    """The parts of each global batch together, on the device."""
+    """This process's parts of each global batch, on the device."""
     while True:
         yield [_to_device(next(parts), accelerator.device) for _ in range(config.gradient_accumulation_steps)]
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    """A NamedTuple of tensors, or of dictionaries of them, moved to `device`."""
+    """Move a NamedTuple of tensors, or of dictionaries of tensors, to `device`."""
     moved = (
         {name: x.to(device, non_blocking=True) for name, x in field.items()}
         if isinstance(field, dict)
@@ -243,7 +244,10 @@ def _everywhere(flag: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def _agreed(requests: StopRequests, step: int, accelerator: Accelerator) -> str | None:
-    """Why all processes stop after this step; None: they do not."""
+    """Why all processes stop after this step; None: they continue.
+
+    Several processes check every AGREE_EVERY steps, so that all of them stop after the same step.
+    """
     if accelerator.num_processes == 1:
         return requests.reason()
     if step % AGREE_EVERY != 0:
@@ -257,7 +261,7 @@ def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
     bad = first_bad_step.item()
     if math.isfinite(bad):
         raise UserError(
-            f"step {int(bad)}: the loss or its gradient was not finite; the update was not applied and training stops. "
-            f"The checkpoints in {directory / 'checkpoints'} are from before it: run the same command again with a "
+            f"step {int(bad)}: the loss or its gradient is not finite; the update was skipped and training stops. "
+            f"The checkpoints in {directory / 'checkpoints'} precede this step: run the same command again with a "
             "lower learning_rate, a smaller gradient_clip, or mixed_precision no"
         )

@@ -1,4 +1,4 @@
-"""What the training loop knows of a model: a module, its loss on a batch, and what is done once a step."""
+"""The interface between the training loop and a model: module, loss of a batch, and updates after each step."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -9,18 +9,30 @@ from torch import Tensor, nn
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.optimiser import DEFAULT_BETAS
 
-Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 
 
 class Loss(NamedTuple):
-    """The loss to be minimised, with its graph, and named metrics to be logged, without."""
+    """The loss of a batch.
+
+    Attributes:
+        total: the loss to minimize, with its graph.
+        metrics: metrics to log by name, detached.
+    """
 
     total: Tensor
     metrics: dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """What the training loop knows of a stage. Batches are NamedTuples of tensors, on the device."""
+    """What a stage must provide to the training loop. Batches are NamedTuples of tensors on the device.
+
+    Attributes:
+        module: the module to train.
+        rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1.
+        betas: Adam's betas.
+        start_step: step before which `start` is called; None: never.
+    """
 
     module: nn.Module
     rate_factors: dict[nn.Parameter, float]
@@ -28,31 +40,33 @@ class Objective(Protocol):
     start_step: int | None
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
-        """Before the step `start_step`, unless that is None: set what starts from data.
+        """Initialize from data, such as codebooks; called before the step `start_step`, unless that is None.
 
-        `batches` are this process's parts of global batches.
+        Args:
+            batches: this process's parts of the global batches from `start_step` on.
+            reduce: sums a tensor over all processes.
         """
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        """The loss on one part of a batch; `model` is `module`, wrapped for several processes."""
+        """The loss of one part of a batch; `model` is `module`, wrapped by the accelerator."""
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
-        """After the optimiser's update; `applied` (bool scalar on the device) is false where it was left out."""
+        """Called after the optimizer's update; `applied` (bool scalar on the device) is false if it was skipped."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold besides the module and the optimiser."""
+        """Tensors to save in a checkpoint in addition to the module and the optimizer."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up `state` again."""
+        """Load what `state` returned."""
 
 
 class WeightsObjective:
-    """What all objectives share that train a module's weights at one rate, and nothing else."""
+    """Base class of objectives that train all weights at one learning rate and have no other state."""
 
     betas = DEFAULT_BETAS
 
     def __init__(self, module: nn.Module, batch_size: int, seed: int):
-        """`batch_size`: of the global batch."""
+        """Set up for `module` and a global batch of `batch_size` images."""
         self.module = module
         self.rate_factors: dict[nn.Parameter, float] = {}
         self.start_step = None
@@ -60,18 +74,18 @@ class WeightsObjective:
         self.seed = seed
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
-        """Nothing starts from data."""
+        """Do nothing: nothing is initialized from data."""
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
-        """Nothing moves but the weights."""
+        """Do nothing: only the optimizer changes the weights."""
 
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """There is none."""
+        """Do nothing: there is no state."""
 
     def uniforms(self, purpose: str, batch_indices: Tensor, step: int) -> Tensor:
-        """A number in [0, 1) for each place in the global batch, by (seed, purpose, step, place) alone."""
+        """Draw a number in [0, 1) for each batch index, (B,), a function of (seed, purpose, step, batch index) only."""
         drawn = torch.rand(self.batch_size, generator=keyed_generator(self.seed, purpose, step))
         return drawn.to(batch_indices.device)[batch_indices]

@@ -1,10 +1,10 @@
-"""Adam with its state as named tensors, so that a checkpoint needs no pickle."""
+"""Adam, with its state as named tensors, so that checkpoints need no pickle."""
 
 import torch
 from torch import Tensor, nn
 
-BETAS = (0.9, 0.95)  # of the autoencoder and the priors, which learn faster than with PyTorch's
-DEFAULT_BETAS = (0.9, 0.999)  # PyTorch's, which checkpoints that record none were made with
+BETAS = (0.9, 0.95)  # autoencoder and priors: they learn faster than with PyTorch's default
+DEFAULT_BETAS = (0.9, 0.999)  # PyTorch's default, used for checkpoints that record no betas
 
 
 def build_optimiser(
@@ -13,8 +13,8 @@ def build_optimiser(
     """Fused Adam over the parameters that require a gradient.
 
     Args:
-        module: on its device.
-        rate_factors: what the learning rate is multiplied by, for the parameters where that is not 1.
+        module: the module to train, already on its device.
+        rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1.
         betas: decay of the moving averages of the gradient and of its square.
     """
     groups: dict[float, list[nn.Parameter]] = {}
@@ -26,30 +26,31 @@ def build_optimiser(
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of the next update."""
+    """Set the learning rate of the next update to `rate` times each group's rate factor."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate_factor"]
 
 
 def skip_where(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
-    """Leave the next update out where `skip` (bool scalar on the device) is true, without waiting for the device.
+    """Skip the next update if `skip` (bool scalar on the device) is true, without synchronizing with the device.
 
-    PyTorch's fused steps read `found_inf` for its gradient scaler, which no public call sets without a scaler.
+    PyTorch's fused optimizers skip an update if their attribute `found_inf` is nonzero. The attribute is intended for
+    the gradient scaler, and there is no public way to set it without one.
     """
     optimiser.found_inf = skip.float()
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The state of each parameter as NAME.KEY, and the betas."""
+    """The optimizer state of each parameter, keyed by NAME.KEY, and the betas."""
     names = {p: name for name, p in module.named_parameters()}
     state = {f"{names[p]}.{key}": value for p, state in optimiser.state.items() for key, value in state.items()}
     return {**state, "betas": torch.tensor(optimiser.param_groups[0]["betas"], dtype=torch.float64)}
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Take up `optimiser_state` again, with the betas it was made with.
+    """Load what `optimiser_state` returned, including the betas.
 
-    Each tensor gets its parameter's device and memory layout, which the fused step relies on.
+    Each tensor gets the device and memory layout of its parameter, which the fused step requires.
     """
     betas = tuple(saved["betas"].tolist()) if "betas" in saved else DEFAULT_BETAS
     for group in optimiser.param_groups:

@@ -1,4 +1,4 @@
-"""Step-indexed order: which images form the batch of a step is a function of (seed, step) alone."""
+"""Order of the training images: the batch of a step is a function of (seed, step) only."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,13 @@ from vqvae2.run.seeding import keyed_generator
 
 
 class Item(NamedTuple):
-    """One place in a batch: which image, at which step, and where in the global batch."""
+    """One image of a batch.
+
+    Attributes:
+        index: index of the image in the data set.
+        step: training step.
+        batch_index: index in the global batch.
+    """
 
     index: int
     step: int
@@ -19,11 +25,10 @@ class Item(NamedTuple):
 
 
 class StepOrder(Sampler[list[Item]]):
-    """Batches of one process from `first_step` on without end, one for each accumulation step.
+    """Endless batches of one process from `first_step` on, one per accumulation step.
 
-    The images follow one another in a permutation for each epoch, drawn from
-    (seed, epoch); batches run across its end, so that no image is left out. The
-    global batch is dealt out in order: accumulation step, process, place.
+    Each epoch is a permutation of the images that depends on (seed, epoch). Batches continue across the end of an
+    epoch, so that no image is left out. The global batch is split in order of accumulation step, then process.
     """
 
     def __init__(
@@ -66,6 +71,6 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
 
 
 def in_order(indices: Sequence[int], batch_size: int) -> list[list[Item]]:
-    """Batches of the given images one after the other, the last one as short as it comes."""
+    """Split the given image indices into consecutive batches; the last batch may be smaller."""
     items = [Item(index, 0, batch_index) for batch_index, index in enumerate(indices)]
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]

@@ -1,4 +1,4 @@
-"""What changes with the step, as pure functions of it."""
+"""Schedules, as pure functions of the step."""
 
 import math
 
@@ -6,7 +6,7 @@ from vqvae2.config import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The rate of update `step`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
+    """Learning rate of update `step`, counted from 0: linear warm-up, then constant or cosine decay to 0."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     if train.schedule == "constant":

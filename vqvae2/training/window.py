@@ -1,4 +1,4 @@
-"""Which images a figure is taken over, and how processes share them."""
+"""The images that validation metrics are computed on, and how they are split over processes."""
 
 import torch
 from accelerate import Accelerator
@@ -10,22 +10,25 @@ WINDOW_IMAGES = 1024
 
 
 def validation_window(num_images: int, at_most: int = WINDOW_IMAGES) -> list[int]:
-    """At most `at_most` of the images, the same ones every time, drawn from all classes."""
+    """Indices of at most `at_most` images: always the same random subset, so that it covers all classes."""
     return epoch_order(num_images, seed=0, epoch=0)[:at_most]
 
 
 def share_of(window: list[int], accelerator: Accelerator) -> list[int]:
-    """This process's images of the window."""
+    """The indices of the window that this process handles."""
     return window[accelerator.process_index :: accelerator.num_processes]
 
 
 def gather_shares(mine: Tensor, total: int, accelerator: Accelerator) -> Tensor:
-    """What every process computed of its `share_of` a window of `total` images, in the window's order, on each.
+    """Gather the results that each process computed for its `share_of` a window, in the order of the window.
 
     Args:
-        mine: (images of this process, ...).
-        total: images of the window.
-        accelerator: of the processes; what fills up the shorter shares is dropped.
+        mine: results of this process, (images of this process, ...).
+        total: number of images of the window.
+        accelerator: gathers over processes; the padding of shorter shares is removed.
+
+    Returns:
+        (total, ...), the same on every process.
     """
     longest = -(-total // accelerator.num_processes)
     padded = torch.cat([mine, mine.new_zeros(longest - len(mine), *mine.shape[1:])])
