@@ -1,5 +1,6 @@
 """Stages 1 to 4, each a function of the configuration. They exchange data only through files in the run directory."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from vqvae2.autoencoder.objective import AutoencoderObjective
 from vqvae2.autoencoder.validation import usage_warnings, validate_autoencoder
 from vqvae2.codes.extraction import extract_codes, open_codes
 from vqvae2.codes.format import Header
-from vqvae2.codes.loading import load_code_batches
+from vqvae2.codes.loading import CodeBatch, load_code_batches
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
-from vqvae2.images.loading import Augmentation, load_batches
+from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
 from vqvae2.images.sources import Splits, with_flipped_copies
 from vqvae2.images.survey import open_surveyed
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
@@ -50,10 +51,11 @@ def train_autoencoder(config: Config) -> None:
         f"codes are {compression_ratio(config.autoencoder, images.height_width):.1f} times smaller than 24-bit pixels"
     )
 
-    def batches(first_step: int):
+    def batches(first_step: int) -> Iterator[ImageBatch]:
         order = _order(len(splits.train), stage1, config.seed, first_step, accelerator)
-        crop = None if images.random_resized_crop is None else tuple(images.random_resized_crop)
-        augmentation = Augmentation(config.seed, images.horizontal_flip, crop)
+        crop = images.random_resized_crop
+        fractions = None if crop is None else (crop[0], crop[1])
+        augmentation = Augmentation(config.seed, images.horizontal_flip, fractions)
         return load_batches(splits.train, order, images.workers, augmentation)
 
     def validate(step: int) -> dict[str, float]:
@@ -147,7 +149,7 @@ def train_prior(config: Config, level: str) -> None:
         f"{describe_reach(prior)}"
     )
 
-    def batches(first_step: int):
+    def batches(first_step: int) -> Iterator[CodeBatch]:
         return load_code_batches(train_codes, _order(len(train_codes), settings, config.seed, first_step, accelerator))
 
     def validate(step: int) -> dict[str, float]:
@@ -185,7 +187,7 @@ def _order(num_images: int, settings: TrainConfig, seed: int, first_step: int, a
 def describe_reach(prior: Prior) -> str:
     """Describe the receptive field of a prior, with a warning if it is smaller than the grid."""
     reach = prior.reach()
-    if reach.rows is None:
+    if reach.rows is None or reach.columns is None:
         return "receptive field: all earlier codes"
     text = f"receptive field: {reach.rows} rows up and {reach.columns} columns to either side"
     if reach.rows < prior.grid.height - 1 or reach.columns < prior.grid.width - 1:

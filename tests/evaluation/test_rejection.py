@@ -1,8 +1,13 @@
 """Which samples are kept."""
 
-import torch
+from pathlib import Path
 
-from vqvae2.evaluation.rejection import best_of_each_class, confidence
+import torch
+from PIL import Image
+
+from vqvae2.evaluation.classifier import Seen
+from vqvae2.evaluation.rejection import best_of_each_class, confidence, keep_best
+from vqvae2.generation.samples import Written
 
 
 def test_confidence_is_the_probability_of_what_was_asked_for():
@@ -17,3 +22,27 @@ def test_the_best_of_each_class_are_kept():
     assert best_of_each_class(confidences, labels, 0.5).tolist() == [1, 2, 3, 6]
     assert best_of_each_class(confidences, labels, 0.01).tolist() == [1, 2, 6]
     assert best_of_each_class(confidences, labels, 1.0).tolist() == list(range(7))
+
+
+class OnAnotherDevice(torch.nn.Module):
+    """Stands for a classifier on a GPU; of two classes it is confident of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+        self.seen: list[str] = []
+
+    def forward(self, images: torch.Tensor) -> Seen:
+        self.seen.append(images.device.type)
+        return Seen(torch.zeros(len(images), 1), torch.tensor([[5.0, 0.0]]).expand(len(images), -1))
+
+
+def test_samples_are_ranked_on_the_device_of_the_classifier(tmp_path: Path):
+    """A GPU is not left idle while the CPU ranks the samples."""
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    classifier = OnAnotherDevice()
+    grid = keep_best(Written(paths, torch.tensor([0, 0, 1]), tmp_path / "grid_x.png"), classifier, 0.5)
+    assert classifier.seen == ["meta"] and grid.exists()
+    assert sorted(x.name for x in grid.with_suffix("").iterdir()) == ["0.png", "2.png"]

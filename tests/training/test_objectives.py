@@ -28,7 +28,7 @@ def shown_levels(levels: int, level_dropout: float, continuous_steps: int) -> li
     )
     autoencoder = build_autoencoder(config, channels=1, seed=0)
     objective = AutoencoderObjective(autoencoder, BATCH, total_steps=2 * STEPS, seed=0)
-    batch = SimpleNamespace(images=torch.zeros(BATCH, 1, 8, 8), positions=torch.arange(BATCH))
+    batch = SimpleNamespace(images=torch.zeros(BATCH, 1, 8, 8), batch_indices=torch.arange(BATCH))
     drawn = []
 
     def model(images: Tensor, shown_levels: Tensor | None, quantises: bool) -> object:

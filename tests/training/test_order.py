@@ -50,11 +50,11 @@ def test_starting_late_equals_skipping(accumulation: int):
 def test_items_carry_their_step_and_position():
     """What randomness is keyed by: the optimiser step, and the place in the global batch."""
     for step, batch in enumerate(batches(3, first_step=4), start=4):
-        assert [(x.step, x.position) for x in batch] == [(step, position) for position in range(12)]
+        assert [(x.step, x.batch_index) for x in batch] == [(step, position) for position in range(12)]
 
 
 def test_in_order_keeps_all_in_order():
     """Consecutive batches hold the given indices in turn, the last batch shorter."""
     made = in_order([5, 3, 8, 1, 9], 2)
     assert [[x.index for x in batch] for batch in made] == [[5, 3], [8, 1], [9]]
-    assert [x.position for batch in made for x in batch] == [0, 1, 2, 3, 4]
+    assert [x.batch_index for batch in made for x in batch] == [0, 1, 2, 3, 4]

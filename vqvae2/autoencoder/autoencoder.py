@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2.autoencoder.blocks import ResidualBlock, decoder, encoder, inputs_per_output
+from vqvae2.autoencoder.modules import module_list
 from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.config import AutoencoderConfig
 from vqvae2.images.convert import to_float, to_uint8
@@ -58,14 +59,14 @@ class Autoencoder(nn.Module):
         contexts = [0] + [level.code_dim for level in levels[1:]]
         outputs = [*contexts[1:], channels]
 
-        self.encoders = nn.ModuleList(encoder(n, *widths, ratio) for n, ratio in zip(inputs, ratios, strict=True))
-        self.to_codes = nn.ModuleList(
+        self.encoders = module_list(encoder(n, *widths, ratio) for n, ratio in zip(inputs, ratios, strict=True))
+        self.to_codes = module_list(
             nn.Conv2d(hidden + context, level.code_dim, 1) for level, context in zip(levels, contexts, strict=True)
         )
-        self.quantisers = nn.ModuleList(
+        self.quantisers = module_list(
             Quantiser(level.codebook_size, level.code_dim, learned=config.codebook_update == "loss") for level in levels
         )
-        self.decoders = nn.ModuleList(
+        self.decoders = module_list(
             decoder(level.code_dim + context, *widths, ratio, out)
             for level, context, ratio, out in zip(levels, contexts, ratios, outputs, strict=True)
         )
@@ -81,13 +82,16 @@ class Autoencoder(nn.Module):
         """
         for convolution in self._convolutions():
             convolution.weight.normal_(std=math.sqrt(2 / inputs_per_output(convolution)))
+            assert convolution.bias is not None
             convolution.bias.zero_()
         for block in self.modules():
             if isinstance(block, ResidualBlock):
                 block.merge.weight.zero_()
         for to_codes in self.to_codes:
             to_codes.weight.mul_(FEATURE_SCALE)
-        self.decoders[-1][-1].weight.mul_(IMAGE_SCALE)
+        last = self.decoders[-1][-1]
+        assert isinstance(last, (nn.Conv2d, nn.ConvTranspose2d))
+        last.weight.mul_(IMAGE_SCALE)
 
     def rate_factors(self) -> dict[nn.Parameter, float]:
         """Learning rate multiplier for the weight of each convolution.
@@ -96,7 +100,10 @@ class Autoencoder(nn.Module):
         times the number of inputs. With one rate for all layers, those with few inputs would hardly learn
         (Yang et al. 2022, Tensor Programs V, table 3: the rate is proportional to 1 / inputs).
         """
-        return {x.weight: min(LARGEST_RATE_FACTOR, INPUTS_AT_RATE / inputs_per_output(x)) for x in self._convolutions()}
+        return {
+            cast(nn.Parameter, x.weight): min(LARGEST_RATE_FACTOR, INPUTS_AT_RATE / inputs_per_output(x))
+            for x in self._convolutions()
+        }
 
     def _convolutions(self) -> Iterator[nn.Conv2d | nn.ConvTranspose2d]:
         return (x for x in self.modules() if isinstance(x, (nn.Conv2d, nn.ConvTranspose2d)))
@@ -110,8 +117,8 @@ class Autoencoder(nn.Module):
                 None: all. Each position of a hidden level receives the mean vector of the level's codebook.
             quantises: whether to quantize; if False, the decoders receive the features themselves.
         """
-        quantised = []
-        context = None
+        quantised: list[Quantised] = []
+        context: Tensor | None = None
         for i, (features, to_codes, quantiser, decode) in enumerate(
             zip(self._features(images), self.to_codes, self.quantisers, self.decoders, strict=True)
         ):
@@ -122,8 +129,9 @@ class Autoencoder(nn.Module):
             if shown_levels is not None:
                 shown = (shown_levels > i).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
                 vectors = torch.where(shown, vectors, quantiser.mean_vector().to(vectors.dtype))
-            context = decode(_join(vectors, context))  # (B, D, h, w) of the next finer level; finally (B, C, H, W)
-        return Reconstruction(context, quantised)
+            # (B, D, h, w) of the next finer level; finally (B, C, H, W)
+            decoded = context = decode(_join(vectors, context))
+        return Reconstruction(decoded, quantised)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Encode images (B, C, H, W), uint8 or float in [-1, 1].
@@ -131,8 +139,8 @@ class Autoencoder(nn.Module):
         Returns:
             Codes (B, H / stride, W / stride), int64, by level name.
         """
-        codes = {}
-        context = None
+        codes: dict[str, Tensor] = {}
+        context: Tensor | None = None
         for i, features in enumerate(self._features(images)):
             name, quantiser = self.names[i], self.quantisers[i]
             codes[name] = quantiser.encode(self.to_codes[i](_join(features, context)))
@@ -145,15 +153,16 @@ class Autoencoder(nn.Module):
 
         The finest levels may be omitted: each of their positions then receives the mean vector of the codebook.
         """
-        context = None
+        context: Tensor | None = None
         for name, quantiser, decode in zip(self.names, self.quantisers, self.decoders, strict=True):
             if name in codes:
                 vectors = quantiser.look_up(codes[name])
             else:
+                assert context is not None, "the codes of the coarsest level are required"
                 batch, _, height, width = context.shape
                 vectors = quantiser.mean_vector().expand(batch, -1, height, width)
-            context = decode(_join(vectors, context))
-        return to_uint8(context)
+            decoded = context = decode(_join(vectors, context))
+        return to_uint8(decoded)
 
     def losses(self, images: Tensor, reconstruction: Reconstruction) -> Losses:
         """The loss of a reconstruction of `images` (Oord et al. 2017, equation 3).
@@ -163,8 +172,8 @@ class Autoencoder(nn.Module):
         distance = {"mse": F.mse_loss, "l1": F.l1_loss}[self.config.reconstruction_loss]
         decoded = reconstruction.images
         term = distance(decoded, as_float(images, decoded.dtype))
-        commitment = sum(x.commitment_loss for x in reconstruction.quantised)
-        codebook = sum(x.codebook_loss for x in reconstruction.quantised)
+        commitment = cast(Tensor, sum(x.commitment_loss for x in reconstruction.quantised))
+        codebook = cast(Tensor, sum(x.codebook_loss for x in reconstruction.quantised))
         total = term + self.config.commitment_weight * commitment
         if self.config.codebook_update == "loss":
             total = total + codebook

@@ -166,6 +166,7 @@ class Codebooks:
             count = min(count, self.batch_size * positions)
             picks = picks or random_picks(count, self.batch_size, positions, generator)
             vectors = vectors + take(picks, features, batch_indices, self.batch_size)
+        assert isinstance(vectors, Tensor)  # there is at least one part
         return vectors, positions
 
     @torch.no_grad()

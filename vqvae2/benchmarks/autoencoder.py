@@ -1,7 +1,8 @@
 """Speed of the autoencoder compared with its limit: the convolutions without quantizers and codebook updates."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder, as_float
+from vqvae2.autoencoder.modules import Modules, module_list
 from vqvae2.autoencoder.objective import AutoencoderObjective
-from vqvae2.autoencoder.quantiser import Quantised
+from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.config import Config
@@ -60,7 +62,7 @@ def measure_encode(config: Config, repetitions: int) -> list[Row]:
 
 def _rows(
     what: str,
-    ways: dict[str, Callable[[], object]],
+    ways: Mapping[str, Callable[[], object]],
     config: Config,
     images: Tensor,
     accelerator: Accelerator,
@@ -88,7 +90,7 @@ def _new_autoencoder(config: Config, accelerator: Accelerator) -> Autoencoder:
 
 def _bare_autoencoder(config: Config, accelerator: Accelerator) -> Autoencoder:
     autoencoder = _new_autoencoder(config, accelerator)
-    autoencoder.quantisers = nn.ModuleList(_Unquantised() for _ in autoencoder.names)
+    autoencoder.quantisers = cast(Modules[Quantiser], module_list(_Unquantised() for _ in autoencoder.names))
     return autoencoder
 
 

@@ -3,7 +3,7 @@
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 WARM_UP_CALLS = 2
 
 
-def seconds_per_call(ways: dict[str, Callable[[], object]], device: torch.device, repetitions: int) -> dict[str, float]:
+def seconds_per_call(
+    ways: Mapping[str, Callable[[], object]], device: torch.device, repetitions: int
+) -> dict[str, float]:
     """Seconds of the fastest call of each function, out of `repetitions` calls in alternation.
 
     The minimum is used because other load on the machine only makes calls slower.

@@ -50,8 +50,8 @@ def extract_codes(
     """
     with refusals_reach_all(accelerator):
         writer = CodeWriter(path, header) if accelerator.is_main_process else None
-    done = torch.tensor(writer.written if writer else 0, device=accelerator.device)
-    done = int(accelerator.reduce(done))  # a sum; only the main process has a nonzero value
+    written = torch.tensor(writer.written if writer else 0, device=accelerator.device)
+    done = int(accelerator.reduce(written))  # a sum; only the main process has a nonzero value
     share = batch_size // accelerator.num_processes
     remaining = list(range(done, len(images)))
     # Every process encodes the same number of images in each batch, as gather requires. The last image is repeated

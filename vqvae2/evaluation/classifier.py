@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         return Seen(features, self.head(features))  # (B, F), (B, K)
 
 
-class ClassifierObjective(WeightsObjective):
+class ClassifierObjective(WeightsObjective[Classifier]):
     """Cross-entropy loss; if `flip` is true, images are flipped horizontally with probability 0.5."""
 
     def __init__(self, classifier: Classifier, batch_size: int, seed: int, flip: bool):

@@ -127,6 +127,7 @@ def compare(subject: Subject, written: Written, classifiers: dict[str, Classifie
     }
     accuracies, rejection, neighbours = None, [], None
     if classifiers:
+        assert written.labels is not None  # the run has classes
         classifier = classifiers["real"]
         seen = _seen(subject, written, windows, classifier)
         resize = f"bilinear with antialiasing to {classifier.size}x{classifier.size}"

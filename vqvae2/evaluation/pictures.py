@@ -55,11 +55,11 @@ def save_all(subject: Subject, written: Written, real: list[int], neighbours: Te
     save_grid(torch.cat(temperatures), directory / "temperatures.png", COLUMNS)
 
     if neighbours is not None:
-        shown = range(min(COLUMNS, len(written.paths)))
-        rows = [[read_sample(written.paths[i]) for i in shown]]
+        shown = list(range(min(COLUMNS, len(written.paths))))
+        compared = [[read_sample(written.paths[i]) for i in shown]]
         for rank in range(neighbours.shape[1]):
-            rows.append([subject.images.train.load(real[neighbours[i, rank]]) for i in shown])
-        _save_rows(rows, directory / "neighbours.png")
+            compared.append([subject.images.train.load(real[neighbours[i, rank]]) for i in shown])
+        _save_rows(compared, directory / "neighbours.png")
 
 
 def _save_rows(rows: list[list[Tensor]], path: Path) -> None:
@@ -70,4 +70,5 @@ def _save_rows(rows: list[list[Tensor]], path: Path) -> None:
 
 
 def _of_class(written: Written, label: int) -> list[Path]:
+    assert written.labels is not None  # the run has classes
     return [path for path, x in zip(written.paths, written.labels.tolist(), strict=True) if x == label][:COLUMNS]

@@ -65,6 +65,7 @@ def keep_best(written: Written, classifier: Classifier, fraction: float) -> Path
     Returns:
         The path of the image grid; the folder has the same name without the extension.
     """
+    assert written.labels is not None  # the run has classes
     device = next(classifier.parameters()).device
     batches = [written.paths[i : i + BATCH_SIZE] for i in range(0, len(written.paths), BATCH_SIZE)]
     images = (torch.stack([read_sample(path) for path in batch]).to(device) for batch in batches)

@@ -1,6 +1,7 @@
 """Validation of the sampling arguments: labels, temperature, top-k, top-p and guidance."""
 
 from collections.abc import Sequence
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from vqvae2.run.seeding import keyed_generator
 
 UNCONDITIONAL = "none"
 
+T = TypeVar("T")
 Label = str | int | None
-ByLevel = float | int | dict | None
+ByLevel: TypeAlias = T | dict[str, T]  # one value for all levels, or values by level
 
 
 def choose_labels(
@@ -39,7 +41,7 @@ def choose_labels(
     Raises:
         UserError: a label or the guidance is not valid for this run.
     """
-    wanted = list(label) if isinstance(label, list | tuple) else [label] * len(indices)
+    wanted = list(label) if isinstance(label, list | tuple) else [cast(Label, label)] * len(indices)
     if len(wanted) != len(indices):
         raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one label, or one for each image")
     if not classes:
@@ -69,16 +71,21 @@ def _class_index(label: Label, image: int, seed: int, classes: list[str], freque
     )
 
 
-def controls_of(level: str, temperature: ByLevel, top_k: ByLevel, top_p: ByLevel, guidance: float) -> Controls:
+def controls_of(
+    level: str,
+    temperature: ByLevel[float],
+    top_k: ByLevel[int | None],
+    top_p: ByLevel[float | None],
+    guidance: float,
+) -> Controls:
     """Return the controls of one level.
 
     Raises:
         UserError: a value is not valid.
     """
-    temperature, top_k, top_p = (
-        x.get(level, default) if isinstance(x, dict) else x
-        for x, default in ((temperature, 1.0), (top_k, None), (top_p, None))
-    )
+    temperature = temperature.get(level, 1.0) if isinstance(temperature, dict) else temperature
+    top_k = top_k.get(level) if isinstance(top_k, dict) else top_k
+    top_p = top_p.get(level) if isinstance(top_p, dict) else top_p
     if not 0 < temperature < float("inf"):
         raise UserError(f"temperature: {temperature!r} is not valid: use a number above 0")
     if top_k is not None:

@@ -53,10 +53,10 @@ class Generator:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype == "auto":
             dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-        if dtype not in DTYPES.values():
+        chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if chosen is None or chosen not in DTYPES.values():
             raise UserError(f"dtype: {dtype!r} is not valid: use auto, float32 or bfloat16")
-        return Generator(run_dir, load_autoencoder(run_dir), device, dtype)
+        return Generator(run_dir, load_autoencoder(run_dir), device, chosen)
 
     @property
     def classes(self) -> list[str]:
@@ -135,9 +135,9 @@ class Generator:
         self,
         num_images: int,
         label: Label | Sequence[Label] = None,
-        temperature: ByLevel = 1.0,
-        top_k: ByLevel = None,
-        top_p: ByLevel = None,
+        temperature: ByLevel[float] = 1.0,
+        top_k: ByLevel[int | None] = None,
+        top_p: ByLevel[float | None] = None,
         guidance: float = 1.0,
         seed: int = 0,
         first_image: int = 0,

@@ -17,7 +17,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif"
 WHITE = (255, 255, 255)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # (red, green, blue)
 
 
 class Crop(NamedTuple):

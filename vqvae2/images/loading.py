@@ -1,12 +1,12 @@
 """Loading of batches of uint8 images in worker processes."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vqvae2.errors import UserError
@@ -103,7 +103,7 @@ def _collate(items: list[tuple[Any, list[str]]]) -> tuple[ImageBatch | None, lis
 
 def load_batches(
     images: ImageSet,
-    order: Sampler[list[Item]] | Sequence[list[Item]],
+    order: Iterable[list[Item]],
     workers: int,
     augmentation: Augmentation | None = None,
 ) -> Iterator[ImageBatch]:

@@ -91,8 +91,8 @@ def _outlines(name: str) -> list[tuple[np.ndarray, int]]:
         ]
         return [(np.array(corners), 255)]
     sides = {"triangle": 3, "square": 4}[name]
-    corners = np.arange(sides) * 2 * math.pi / sides + (math.pi / 4 if sides == 4 else -math.pi / 2)
-    return [(np.stack([np.cos(corners), np.sin(corners)], axis=1), 255)]
+    angle = np.arange(sides) * 2 * math.pi / sides + (math.pi / 4 if sides == 4 else -math.pi / 2)
+    return [(np.stack([np.cos(angle), np.sin(angle)], axis=1), 255)]
 
 
 def _star(points: int, inner: float) -> np.ndarray:

@@ -149,6 +149,7 @@ def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
 
 
 def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
+    assert images.root is not None  # required by source folder
     listing = look(Path(images.root))
     train = _files(images, listing)
     if images.validation_root is None:
@@ -173,15 +174,16 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
     constructor = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(constructor):
         raise UserError(f"images.source: torchvision.datasets has no {name}: use one of torchvision's data sets")
-    accepted = inspect.signature(constructor).parameters
+    create: Callable[..., torchvision.datasets.VisionDataset] = constructor
+    accepted = inspect.signature(create).parameters
     common = {"root": images.root or "data", "download": True}
     common = {key: value for key, value in common.items() if key in accepted}
     try:
         if "train" in accepted:
-            return Splits(*(_wrap(images, constructor(**common, train=x)) for x in (True, False)))
+            return Splits(*(_wrap(images, create(**common, train=x)) for x in (True, False)))
         if "split" in accepted:
-            return Splits(*(_wrap(images, constructor(**common, split=x)) for x in ("train", "test")))
-        return _split(_wrap(images, constructor(**common)), images, seed)
+            return Splits(*(_wrap(images, create(**common, split=x)) for x in ("train", "test")))
+        return _split(_wrap(images, create(**common)), images, seed)
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         where = f" (images.root: {common['root']})" if "root" in common else ""
         raise UserError(f"torchvision's {name} cannot be opened{where}: {error}") from error

@@ -125,6 +125,7 @@ def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> C
     """
 
     def look(root: Path) -> Listing:
+        assert images.root is not None  # required by source folder
         record = run_dir / "survey" / ("train.json" if root == Path(images.root) else "validation.json")
         survey = survey_images(root, images, record, frozen, show)
         if show and not frozen:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.prior.likelihood import code_nll
+from vqvae2.prior.prior import Prior
 from vqvae2.training.objective import Loss, WeightsObjective
 from vqvae2.training.optimiser import BETAS
 
 
-class PriorObjective(WeightsObjective):
+class PriorObjective(WeightsObjective[Prior]):
     """The objective of stages 3 and 4: negative log-likelihood of a level's codes in nats per code."""
 
     betas = BETAS

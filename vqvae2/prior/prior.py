@@ -2,13 +2,14 @@
 
 from functools import partial
 from operator import call
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqvae2.autoencoder.modules import module_dict, module_list
 from vqvae2.config import LevelGrid, PriorConfig
 from vqvae2.prior.attention import AttentionState, CausalAttention
 from vqvae2.prior.conditioning import CoarserCodes, Label
@@ -53,16 +54,16 @@ class Prior(nn.Module):
         self.coarser_codes = (
             CoarserCodes(coarser, grid, channels, residual, config.conditioning_layers, dropout) if coarser else None
         )
-        self.layers = nn.ModuleList(
+        self.layers = module_list(
             GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
             for i in range(config.layers)
         )
         # attention layers are spaced evenly, the last one after the last gated layer
         after = {config.layers * (i + 1) // config.attention_layers - 1 for i in range(config.attention_layers)}
-        self.attention = nn.ModuleDict(
+        self.attention = module_dict(
             {str(i): CausalAttention(channels, config.attention_heads, dropout) for i in sorted(after)}
         )
-        self.output = nn.ModuleList(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
+        self.output = module_list(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
         self.norm = nn.LayerNorm(channels)
         self.to_logits = nn.Linear(channels, grid.codebook_size)
         self._initialise()
@@ -178,10 +179,10 @@ class Cache:
         """Compute the vertical stack of the previous row, whose codes are now known, and prepare this row's buffers."""
         prior = self.prior
         if row == 0:
-            for layer in self.gated:
-                layer.rows.zero_()
-            for i, state in self.attention.items():
-                prior.attention[i].begin(state)
+            for gated in self.gated:
+                gated.rows.zero_()
+            for name, attention in self.attention.items():
+                prior.attention[name].begin(attention)
         else:
             embedded = prior.embedding(self.codes)
             vertical = self.position_embedding[row - 1].expand_as(embedded)
@@ -191,7 +192,7 @@ class Cache:
                 vertical, above = layer.row(state, vertical, embedded, self.for_vertical[i])
             condition = None if self.condition is None else self.condition[:, row]
             self.for_vertical[i], for_horizontal = layer.split_condition(condition)
-            self.added[i].copy_(above + for_horizontal + layer.horizontal_in.bias)
+            self.added[i].copy_(above + for_horizontal + cast(Tensor, layer.horizontal_in.bias))
         self.left.zero_()
         width = prior.grid.width
         self.start.copy_(self.position_embedding[row])
@@ -213,7 +214,7 @@ class Cache:
             horizontal, source = layer.step(state, horizontal, added[i])
             self.sources.append(source)
             attention = self.attention.get(str(i))
-            if attention is not None:
+            if attention is not None and seen is not None:
                 horizontal = prior.attention[str(i)].step(attention, self.position, seen, horizontal)
         return prior.logits(horizontal)
 

@@ -1,14 +1,17 @@
 """Plots of the report, as SVG that is readable on a light and on a dark background."""
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 GREY = "#808080"  # axes and text
 COLOURS = ("#2a7fbf", "#d9822b", "#3a9a5b", "#a45cc4")
-STYLE = {
+STYLE: "dict[RcKeyType, str | int]" = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": GREY,

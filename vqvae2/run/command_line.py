@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
@@ -15,13 +15,16 @@ from vqvae2.run.directory import recorded_sections
 from vqvae2.run.given import check_names, flag_values, load_yaml, merged, read_file
 from vqvae2.run.stopping import end_with_parent
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FOOT = "--priors.help lists the fields of a prior. Set one with --priors.LEVEL.FIELD, such as --priors.top.layers 8."
 HELP = frozenset({"--help", "-h", "--priors.help"})
 INTERRUPTED = 130  # 128 + SIGINT
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))

@@ -33,7 +33,11 @@ MAY_CHANGE = frozenset(
 
 def stage_dir(run_dir: str | Path, stage: int, level: str | None = None) -> Path:
     """Return the directory of stage 1, 3 or 4; in stage 4, `level` names the level."""
-    return Path(run_dir) / f"stage{stage}" / (level if stage == 4 else "")
+    directory = Path(run_dir) / f"stage{stage}"
+    if stage != 4:
+        return directory
+    assert level is not None
+    return directory / level
 
 
 def codes_path(run_dir: str | Path, split: str) -> Path:

@@ -7,11 +7,14 @@ without the latter their processes would continue to run after the launcher has 
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_KEYSTROKE_SECONDS = 0.5  # Ctrl-C may arrive twice: from the terminal and from the launcher
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # environment variables that launchers set
+
+Handler = Callable[[int, FrameType | None], object] | int | None  # as signal.signal returns it
 
 
 class _Parent:
@@ -29,7 +32,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.interrupted_at: float | None = None
-        self.former: dict[int, object] = {}
+        self.former: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopRequests":
         self.former = {number: signal.signal(number, self._note) for number in SIGNALS}

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -133,7 +133,7 @@ def train(
             # Accumulate the gradient of the global batch.
             module.train()
             set_rate(optimiser, learning_rate(config, step))
-            losses = []
+            losses: list[dict[str, Tensor]] = []
             for part in range(config.gradient_accumulation_steps):
                 with since.waiting():
                     batch = next(stream)
@@ -146,7 +146,7 @@ def train(
 
             # Update. If loss or gradient is not finite, weights, codebooks and average do not change.
             norm = accelerator.clip_grad_norm_(module.parameters(), config.gradient_clip or math.inf)
-            metrics = {name: sum(x[name] for x in losses) / len(losses) for name in losses[0]}
+            metrics = {name: cast(Tensor, sum(x[name] for x in losses)) / len(losses) for name in losses[0]}
             finite_loss = _everywhere(torch.isfinite(metrics["loss"]), accelerator)
             applied = torch.isfinite(norm) & finite_loss
             if accelerator.scaler is None:
@@ -170,14 +170,14 @@ def train(
                 _stop_if_bad(first_bad_step, directory)
                 logged_steps = sums.pop("steps")
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
-                metrics = dict(zip(sums, means.tolist(), strict=True))
+                logged: Metrics = dict(zip(sums, means.tolist(), strict=True))
                 sums = {}
                 if accelerator.is_main_process and (warning := since.slow_data()):
                     bar.write(warning)
                 rate = since.images_per_second(done, config.batch_size)
-                report(done, "train", {**metrics, "learning_rate": learning_rate(config, step), **rate})
+                report(done, "train", {**logged, "learning_rate": learning_rate(config, step), **rate})
                 bar.set_postfix_str(
-                    f"loss {metrics['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
+                    f"loss {logged['loss']:.4g}, {rate['images_per_second']:.3g} images/s", refresh=False
                 )
             validates = done % config.validate_every == 0 or last
             if validates:

@@ -1,7 +1,7 @@
 """The interface between the training loop and a model: module, loss of a batch, and updates after each step."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.optimiser import DEFAULT_BETAS
 
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
+M = TypeVar("M", bound=nn.Module)
 
 
 class Loss(NamedTuple):
@@ -34,10 +35,17 @@ class Objective(Protocol):
         start_step: step before which `start` is called; None: never.
     """
 
-    module: nn.Module
-    rate_factors: dict[nn.Parameter, float]
-    betas: tuple[float, float]
-    start_step: int | None
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def rate_factors(self) -> dict[nn.Parameter, float]: ...
+
+    @property
+    def betas(self) -> tuple[float, float]: ...
+
+    @property
+    def start_step(self) -> int | None: ...
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
         """Initialize from data, such as codebooks; called before the step `start_step`, unless that is None.
@@ -60,16 +68,16 @@ class Objective(Protocol):
         """Load what `state` returned."""
 
 
-class WeightsObjective:
+class WeightsObjective(Generic[M]):
     """Base class of objectives that train all weights at one learning rate and have no other state."""
 
     betas = DEFAULT_BETAS
 
-    def __init__(self, module: nn.Module, batch_size: int, seed: int):
+    def __init__(self, module: M, batch_size: int, seed: int):
         """Set up for `module` and a global batch of `batch_size` images."""
         self.module = module
         self.rate_factors: dict[nn.Parameter, float] = {}
-        self.start_step = None
+        self.start_step: int | None = None
         self.batch_size = batch_size
         self.seed = seed
 

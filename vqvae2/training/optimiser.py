@@ -37,12 +37,12 @@ def skip_where(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
     PyTorch's fused optimizers skip an update if their attribute `found_inf` is nonzero. The attribute is intended for
     the gradient scaler, and there is no public way to set it without one.
     """
-    optimiser.found_inf = skip.float()
+    optimiser.found_inf = skip.float()  # type: ignore[attr-defined]  # not declared by PyTorch, see above
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimizer state of each parameter, keyed by NAME.KEY, and the betas."""
-    names = {p: name for name, p in module.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
     state = {f"{names[p]}.{key}": value for p, state in optimiser.state.items() for key, value in state.items()}
     return {**state, "betas": torch.tensor(optimiser.param_groups[0]["betas"], dtype=torch.float64)}
 

@@ -19,7 +19,7 @@ class Item(NamedTuple):
         batch_index: index in the global batch.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method tuple.index, which is not used
     step: int
     batch_index: int
 
@@ -51,7 +51,8 @@ class StepOrder(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         share = self.batch_size // (self.accumulation * self.processes)
-        epoch, permutation = -1, None
+        epoch = -1
+        permutation: list[int] = []
         for step in itertools.count(self.first_step):
             for part in range(self.accumulation):
                 first = (part * self.processes + self.process) * share
