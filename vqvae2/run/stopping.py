@@ -1,5 +1,8 @@
 """Requests to stop a stage: it finishes its step, saves, and exits with code 75.
 
+This module records the request. The training loop, code extraction and sample writing act on it between steps or
+batches, and `command_line.run` sets the exit code.
+
 A request is a SIGTERM, SIGINT or SIGUSR1, or the exit of the launcher. Launchers forward only few signals, so
 without the latter their processes would continue to run after the launcher has ended.
 """
