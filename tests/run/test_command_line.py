@@ -62,6 +62,14 @@ def test_nested_flags_reach_their_fields(path: Path):
     assert (train.learning_rate, train.total_steps) == (1e-5, 4)
 
 
+def test_several_files_are_laid_over_one_another(path: Path, tmp_path: Path):
+    """Fields of a later file win, the others stay, and flags win over all."""
+    over = tmp_path / "over.yaml"
+    over.write_text("seed: 5\nautoencoder: {hidden_channels: 24}\n")
+    config, _ = parse_config(["--config", str(path), f"--config={over}", "--seed", "6"])
+    assert (config.seed, config.autoencoder.hidden_channels, config.autoencoder.residual_channels) == (6, 24, 8)
+
+
 def test_height_and_width_from_a_flag(path: Path):
     """--images.size takes a list too."""
     config, _ = parse_config(["--config", str(path), "--images.size", "[32, 16]"])

@@ -77,9 +77,11 @@ def parse_config(
     files, flags = _config_and_flags(sys.argv[1:] if arguments is None else arguments)
     given = flag_values(flags, set(Config.__dataclass_fields__))
     if files != [""] and not HELP.intersection(flags):  # the parser refuses an empty --config
-        file = Path(files[-1]) if files else _config_of_run(given) if of_run and "run_dir" in given else default_config
         check_names(given, spelt="--{}")
-        given = merged(read_file(file), given)
+        if not files:
+            files = [str(_config_of_run(given) if of_run and "run_dir" in given else default_config)]
+        for file in reversed(files):  # flags first, then the last file
+            given = merged(read_file(Path(file)), given)
         check_names(given)
         files = [_as_text(merged(_recorded(given), given))]
     namespace = parser.parse_args([*(x for file in files for x in ("--config", file)), *flags])
