@@ -156,12 +156,25 @@ def run(main: Callable[[], object]) -> NoReturn:
         if rank == "0" or not error.reaches_all:
             where = "" if rank == "0" else f" on process {rank}"
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        _exit(1)
     except StoppedError as stopped:
         if rank == "0":
             print(f"{stopped}: run the same command again to resume", file=sys.stderr, flush=True)
-        sys.exit(STOPPED)
+        _exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume from what was saved", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+        _exit(INTERRUPTED)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit with `code`.
+
+    One of several processes skips the interpreter's shutdown: on a busy machine PyTorch's threads of a process group
+    may still run then, which aborts a process that has finished its work.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(code)
+    sys.exit(code)
