@@ -77,9 +77,10 @@ def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
     assert all((again[name] == image).all() and image.shape == (16, 32, 3) for name, image in first.items())
 
 
-def test_samples_of_another_precision_or_batch_size_are_others(tiny_run):
+def test_samples_of_another_precision_or_batch_size_are_others(tiny_run, tmp_path):
     """They round differently, so that files of one are never taken for the other's."""
-    _, run_dir = tiny_run
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run[1], run_dir)
     folder = run_dir / "samples"
     arguments = ("--run_dir", str(run_dir), "--num_images", "2", "--seed", "77")
     for i, flags in enumerate((("--dtype", "bfloat16"), ("--dtype", "float32"), ("--batch_size", "3"))):
