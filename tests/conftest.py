@@ -1,4 +1,4 @@
-"""A tiny run of every stage, made once by the pipelines as a user calls them; the tests of its results share it."""
+"""Helpers that call the pipelines, and fixtures with a tiny run of all stages that is created once for all tests."""
 
 import fcntl
 import io
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-torch.set_num_threads(1)  # more only get in each other's way at these sizes
+torch.set_num_threads(1)  # more threads slow each other down at these sizes
 TINY = """
 run_dir: {run_dir}
 images: {{source: shapes, size: [16, 32], horizontal_flip: true, workers: 0, max_images: 48}}
@@ -46,17 +46,17 @@ evaluation: {{num_samples: 13, classifier_size: 32, classifier_steps: 2, batch_s
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes, whatever the machine: the tests of several processes need cores of their own."""
+    """Use two workers on every machine: tests with several processes need cores of their own."""
     return 2
 
 
 def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> tuple[list[str], dict[str, str]]:
-    """The command that a user gives, and its environment.
+    """The command line of a pipeline and its environment.
 
     Args:
-        pipeline: name of a script.
-        arguments: its flags.
-        processes: how many Accelerate's launcher starts; None: plain Python.
+        pipeline: name of the script, without the suffix.
+        arguments: command-line arguments of the script.
+        processes: number of processes to start with `accelerate launch`; None: run the script with Python.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable]
@@ -71,14 +71,14 @@ def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> 
 def call(
     pipeline: str, *arguments: str, processes: int | None = None, timeout: int = 240
 ) -> subprocess.CompletedProcess:
-    """Run a pipeline as a user does, to its end."""
+    """Run a pipeline in a subprocess and wait until it ends."""
     command, environment = command_of(pipeline, *arguments, processes=processes)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
 
 @contextmanager
 def running(pipeline: str, *arguments: str, processes: int | None = None) -> Iterator[subprocess.Popen]:
-    """A pipeline that runs on, with all it has started, until it ends by itself or the block does."""
+    """Context manager that runs a pipeline in the background; on exit, its process group is killed."""
     command, environment = command_of(pipeline, *arguments, processes=processes)
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -93,22 +93,22 @@ def running(pipeline: str, *arguments: str, processes: int | None = None) -> Ite
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Poll until `holds()` is true."""
+    """Poll until `holds()` is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.05)
 
 
 def succeed(pipeline: str, *arguments: str, **options: int) -> str:
-    """As `call`, and it must succeed; returns what it printed."""
+    """Run a pipeline with `call`, assert that it succeeds, and return its standard output."""
     result = call(pipeline, *arguments, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def refusal(pipeline: str, *arguments: str) -> str:
-    """The message of a call that must be refused, in a few lines and without a traceback; made in this process."""
+    """Run a pipeline in this process, assert that it fails without a traceback, and return its short error message."""
     said, former = io.StringIO(), sys.argv
     sys.argv = [f"{pipeline}.py", *arguments]
     try:
@@ -123,14 +123,14 @@ def refusal(pipeline: str, *arguments: str) -> str:
 
 
 def write_config(folder: Path, run_dir: Path) -> Path:
-    """The tiny configuration as a file."""
+    """Write the tiny configuration to a file and return its path."""
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(run_dir=run_dir))
     return path
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills once, for all of pytest's workers."""
+    """A folder filled by `make`, which is called once for all pytest workers."""
     shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
     folder = shared / name
     with open(shared / f"{name}.lock", "w") as lock:
@@ -144,7 +144,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(configuration file, run directory) of a run whose stages 1 to 4 have finished."""
+    """The configuration file and the run directory of a run with stages 1 to 4 finished."""
 
     def make(folder: Path) -> None:
         config = write_config(folder, folder / "run")
@@ -157,7 +157,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def evaluated_run(tiny_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny run's directory that has been evaluated."""
+    """The directory of an evaluated copy of the tiny run."""
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_run[1], folder / "run")

@@ -1,4 +1,4 @@
-"""The pipelines as a user calls them: what they leave, resuming, several processes, and bad input."""
+"""Tests of the pipelines: output files, resuming, several processes and invalid input."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from vqvae2.codes import CodeStore
 
 
 def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
-    """Every stage records its configuration, its metrics and checkpoints, and exports its model."""
+    """Every training stage writes its configuration, metrics and checkpoints, and exports its model."""
     _, run_dir = tiny_run
     for stage in ("stage1", "stage3", "stage4/bottom"):
         assert (run_dir / stage / "config.yaml").exists()
@@ -34,7 +34,7 @@ def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
 
 
 def test_codes_are_those_of_the_exported_autoencoder(tiny_run):
-    """The store holds what the Generator encodes the same images to, with their labels and names."""
+    """The store contains the codes that the Generator computes for the same images, with their labels and names."""
     from vqvae2 import Generator
     from vqvae2.images.sources import open_images
     from vqvae2.run.command_line import parse_config
@@ -53,7 +53,7 @@ def test_codes_are_those_of_the_exported_autoencoder(tiny_run):
 
 
 def test_a_second_run_changes_nothing(tiny_run):
-    """A finished stage says so, exits 0 and leaves its files alone."""
+    """A finished stage reports that it has finished, exits with status 0 and does not modify its files."""
     config, run_dir = tiny_run
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*model.*")}
     for stage in (1, 2, 3, 4):
@@ -62,7 +62,7 @@ def test_a_second_run_changes_nothing(tiny_run):
 
 
 def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
-    """One PNG an image and a grid; asking for more images keeps the first ones."""
+    """sample.py writes one PNG per image and an image grid; the first images are the same if more are requested."""
     _, run_dir = tiny_run
     arguments = ("--run_dir", str(run_dir), "--label", "star", "--top_p", "0.9", "--batch_size", "2", "--seed", "5")
     succeed("sample", *arguments, "--num_images", "2")
@@ -78,7 +78,7 @@ def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
 
 
 def test_samples_of_another_precision_or_batch_size_are_others(tiny_run, tmp_path):
-    """They round differently, so that files of one are never taken for the other's."""
+    """Samples with another precision or batch size have other file names, because they are rounded differently."""
     run_dir = tmp_path / "run"
     shutil.copytree(tiny_run[1], run_dir)
     folder = run_dir / "samples"
@@ -90,11 +90,11 @@ def test_samples_of_another_precision_or_batch_size_are_others(tiny_run, tmp_pat
 
 
 def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
-    """Stages 1 and 2 on two processes give the autoencoder and the codes of one process, up to rounding."""
+    """Stages 1 and 2 give the same autoencoder and codes on two processes as on one, up to rounding."""
     _, run_dir = tiny_run
     config = write_config(tmp_path, tmp_path / "run")
     out = succeed("stage1", "--config", str(config), processes=2)
-    assert out.count("held out") == 1  # said by the first process alone
+    assert out.count("held out") == 1  # printed by the main process only
     one, two = (load_file(x / "stage1" / "model.safetensors") for x in (run_dir, tmp_path / "run"))
     for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
@@ -106,7 +106,7 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
 
 
 def test_sample_begins_from_an_image(tiny_run, tmp_path):
-    """--complete and --resample write samples of their own; flags that do not go together are refused."""
+    """--complete and --resample write separate samples; invalid values and combinations of flags are rejected."""
     _, run_dir = tiny_run
     picture = tmp_path / "cat, asleep.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture)
@@ -131,12 +131,12 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def stage1_of_one_process(tmp_path_factory) -> dict[int, tuple[list[float], dict[str, torch.Tensor]]]:
-    """By total steps: losses and codebooks, begun by k-means at once."""
+    """Result of `losses_and_codebooks` for one process."""
     return losses_and_codebooks(tmp_path_factory.mktemp("one"), None)
 
 
 def losses_and_codebooks(folder: Path, processes: int | None):
-    """Of stage 1 with 1 and with 20 updates."""
+    """Losses and codebooks of stage 1 after 1 and after 20 updates, with k-means initialization before the first."""
     config = write_config(folder, folder / "run")
     flags = ["--config", str(config), "--autoencoder.continuous_steps", "0", "--stage1.schedule", "constant"]
     found = {}
@@ -154,10 +154,10 @@ def losses_and_codebooks(folder: Path, processes: int | None):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_train_as_one(stage1_of_one_process, tmp_path, processes):
-    """After the k-means start with one update, and after 20: the same losses and the whole batch's codebooks."""
+    """Several processes give the losses and codebooks of one process, 1 and 20 updates after k-means initialization."""
     several = losses_and_codebooks(tmp_path, processes)
     for total_steps, (losses, codebooks) in stage1_of_one_process.items():
-        assert len(codebooks) == 2 and len(losses) == 1 + total_steps // 2  # step 1's last line stays, then each second
+        assert len(codebooks) == 2 and len(losses) == 1 + total_steps // 2  # a line at step 1, then every second step
         assert several[total_steps][0] == pytest.approx(losses, rel=1e-4)
         for name, codebook in codebooks.items():
             scale = codebook.abs().max().item()
@@ -165,7 +165,7 @@ def test_several_processes_train_as_one(stage1_of_one_process, tmp_path, process
 
 
 def test_stages_out_of_order_are_refused(tmp_path):
-    """A stage whose input is missing names the file and the stage to finish first."""
+    """A stage with missing input names the stage to run first and writes nothing."""
     config = str(write_config(tmp_path, tmp_path / "run"))
     assert "stage1" in refusal("stage2", "--config", config)
     assert "stage1" in refusal("sample", "--run_dir", str(tmp_path / "run"))
@@ -173,7 +173,7 @@ def test_stages_out_of_order_are_refused(tmp_path):
 
 
 def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
-    """Stage 3 names both files when the autoencoder is not the one that made the codes."""
+    """Codes and priors that were made with another autoencoder are rejected, and the error names the files."""
     config, run_dir = tiny_run
     other = tmp_path / "run"
     shutil.copytree(run_dir, other)
@@ -189,7 +189,7 @@ def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
 
 
 def test_lost_weights_are_exported_again(tiny_run, tmp_path):
-    """A finished stage whose weights are gone makes them again from its last checkpoint."""
+    """A finished stage without its weights file exports it again from the last checkpoint."""
     config, run_dir = tiny_run
     shutil.copytree(run_dir / "stage1", tmp_path / "run" / "stage1")
     lost = tmp_path / "run" / "stage1" / "model.safetensors"
@@ -200,7 +200,7 @@ def test_lost_weights_are_exported_again(tiny_run, tmp_path):
 
 
 def test_changed_configuration_is_refused_with_both_values(tiny_run):
-    """A finished stage is not continued with another batch size."""
+    """A finished stage cannot be continued with another batch size; the error gives both values."""
     config, _ = tiny_run
     message = refusal("stage1", "--config", str(config), "--stage1.batch_size", "4", "--stage1.total_steps", "6")
     assert "stage1.batch_size was 8 and is now 4" in message
@@ -219,20 +219,20 @@ def test_changed_configuration_is_refused_with_both_values(tiny_run):
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, arguments, names):
-    """Each message names the thing, and nothing is written."""
+    """The message names the invalid argument, and nothing is written."""
     config = write_config(tmp_path, tmp_path / "run")
     assert names in refusal("stage1", "--config", str(config), *arguments)
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_label_is_refused_with_those_there_are(tiny_run):
-    """The message lists the classes."""
+    """The message for an unknown label lists the classes."""
     _, run_dir = tiny_run
     assert "circle" in refusal("sample", "--run_dir", str(run_dir), "--label", "unicorn")
 
 
 def test_one_level_has_no_stage_4(tmp_path):
-    """Stage 4 of a run with one level says that there is nothing to do."""
+    """Stage 4 reports that there is nothing to do if there is only one level."""
     text = write_config(tmp_path, tmp_path / "run").read_text()
     lines = [x for x in text.split("  bottom:")[0].splitlines() if "name: bottom" not in x]
     (tmp_path / "one.yaml").write_text("\n".join(lines))
@@ -240,7 +240,7 @@ def test_one_level_has_no_stage_4(tmp_path):
 
 
 def test_trackers_and_the_bar_are_those_of_the_first_process(tmp_path):
-    """TensorBoard gets what metrics.jsonl gets; two processes show one bar with loss, images a second and time left."""
+    """Two processes log the metrics of metrics.jsonl to TensorBoard once and show a single progress bar."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = write_config(tmp_path, tmp_path / "run")
     result = call("stage1", "--config", str(config), "--trackers", "[tensorboard]", processes=2)
@@ -251,7 +251,7 @@ def test_trackers_and_the_bar_are_those_of_the_first_process(tmp_path):
 
     stage = tmp_path / "run" / "stage1"
     files = [events.EventAccumulator(str(file)).Reload() for file in stage.rglob("events.out.tfevents.*")]
-    (found,) = [file for file in files if "train/loss" in file.Tags()["scalars"]]  # another holds the configuration
+    (found,) = [file for file in files if "train/loss" in file.Tags()["scalars"]]  # another has the configuration
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     for split, name in (("train", "loss"), ("validation", "mse")):
         expected = [(x["step"], x[name]) for x in lines if x["split"] == split]

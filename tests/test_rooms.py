@@ -1,4 +1,4 @@
-"""The order of the rooms, held by reading the imports."""
+"""The layering of the package, checked by parsing the imports of every file."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = [  # from the top; a room imports only from those below it
+ORDER = [  # modules and subpackages, top layer first; each imports only from those after it
     "stages",
     "benchmarks",
     "evaluation",
@@ -26,7 +26,7 @@ FILES = sorted((ROOT / "vqvae2").rglob("*.py"))
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The full names of all modules that a file imports, anywhere in it."""
+    """The full names of everything that a file imports, at any place in it."""
     names = set()
     package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -39,13 +39,13 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
-    """The file or folder directly in vqvae2/ that `path` belongs to."""
+    """The top-level module or subpackage of vqvae2 that contains `path`."""
     return path.relative_to(ROOT / "vqvae2").parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_room_imports_only_from_rooms_below(path: Path):
-    """No file imports from a room above its own."""
+    """No file imports from a higher layer."""
     here = room(path)
     if here == "__init__":
         return
@@ -55,22 +55,22 @@ def test_a_room_imports_only_from_rooms_below(path: Path):
 
 
 def test_every_room_has_a_floor():
-    """A new file or folder in vqvae2/ has to be given its place in the order."""
+    """Every top-level module and subpackage of vqvae2 has an entry in ORDER."""
     assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR_OF)
 
 
 def test_the_imports_are_really_read():
-    """The reader sees an import that is known to be there, or the tests above would pass on anything."""
+    """`imported_modules` finds a known import; if it found none, the tests above would always pass."""
     assert "vqvae2.config.Config" in imported_modules(ROOT / "vqvae2" / "stages.py")
 
 
 def test_nobody_imports_the_pipelines():
-    """The package works without the scripts."""
+    """No file of the package imports from pipelines/."""
     imported = {name.split(".")[0] for path in FILES for name in imported_modules(path)}
     assert "torch" in imported and "pipelines" not in imported
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.name)
 def test_pipelines_only_wire(path: Path):
-    """A script has at most 80 lines."""
+    """Each pipeline script has at most 80 lines."""
     assert len(path.read_text().splitlines()) <= 80

@@ -1,7 +1,6 @@
 """Stages 1 to 4, each a function of the configuration. They exchange data only through files in the run directory."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,8 +24,8 @@ from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Prior
 from vqvae2.report.page import write_report
 from vqvae2.run.directory import codes_path, recorded_configuration, stage_dir
-from vqvae2.run.launch import refusals_reach_all, start_accelerator, start_training_accelerator
-from vqvae2.run.lock import locked
+from vqvae2.run.launch import start_accelerator, start_training_accelerator
+from vqvae2.run.lock import locked_by_main
 from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
 from vqvae2.training.order import StepOrder
@@ -86,10 +85,7 @@ def write_codes(config: Config) -> None:
         splits = splits._replace(train=with_flipped_copies(splits.train))
     autoencoder = trained.module.to(accelerator.device)
     directory = codes_path(config.run_dir, "train").parent
-    with ExitStack() as held:
-        with refusals_reach_all(accelerator):
-            if accelerator.is_main_process:
-                held.enter_context(locked(directory))
+    with locked_by_main(directory, accelerator):
         for name, images in splits._asdict().items():
             path = codes_path(config.run_dir, name)
             header = Header(trained.grids, trained.classes, len(images), accelerator.mixed_precision, trained.sha256)

@@ -1,4 +1,4 @@
-"""The hierarchical autoencoder: who sees what, for one to four levels."""
+"""Tests of the hierarchical autoencoder with one to four levels: what each part depends on, losses, initialization."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NAMES = ["top", "upper", "lower", "bottom"]
 
 
 def tiny(levels: int, channels: int = 3, dtype: torch.dtype = torch.float32, **options) -> Autoencoder:
-    """An autoencoder of the levels' strides above, whose features, unlike a new network's, use many codes."""
+    """An autoencoder with the strides above and normalized features, so that many codes are used."""
     config = AutoencoderConfig(
         [
             LevelConfig(NAMES[i], stride, codebook_size=7 + i, code_dim=3 + i)
@@ -48,7 +48,7 @@ def features_of(autoencoder: Autoencoder, images: torch.Tensor) -> list[torch.Te
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_decoding_the_codes_gives_the_reconstruction(levels: int, channels: int) -> None:
-    """encode gives the codes of forward on each level's grid, and decode of them the images of forward."""
+    """`encode` returns the codes of the forward pass, and `decode` returns its images from these codes."""
     autoencoder = tiny(levels, channels, torch.float64)
     images = some_images(channels)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_decoding_the_codes_gives_the_reconstruction(levels: int, channels: int)
 
 
 def test_images_may_come_as_floats() -> None:
-    """uint8 images and the same ones in [-1, 1] have the same reconstruction."""
+    """uint8 images and the same images as floats in [-1, 1] have the same reconstruction."""
     autoencoder = tiny(2)
     images = some_images()
     assert torch.equal(autoencoder(images).images, autoencoder(to_float(images)).images)
@@ -75,14 +75,14 @@ def test_images_may_come_as_floats() -> None:
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
 def test_finer_levels_are_quantised_knowing_all_coarser_ones(levels: int) -> None:
-    """Other code vectors at one level change the features of every finer level and of no coarser one.
+    """Changing the code vectors of a level changes the features of all finer levels and of no coarser level.
 
-    They do so even past levels that say nothing.
+    This holds even if the levels in between carry no information.
     """
     for changed in range(levels - 1):
         autoencoder = tiny(levels)
         for silent in autoencoder.quantisers[changed + 1 :]:
-            # so that a finer level can know of it only from what is handed past this one
+            # without information in its codes, finer levels depend on `changed` only through the decoder outputs
             silent.codebook.data.zero_()
         before = features_of(autoencoder, some_images())
         autoencoder.quantisers[changed].codebook.data.neg_()
@@ -92,7 +92,7 @@ def test_finer_levels_are_quantised_knowing_all_coarser_ones(levels: int) -> Non
 
 
 def test_an_encoder_knows_nothing_of_the_codes() -> None:
-    """The coarsest level's features are those of its encoder alone, which reads the finer encoders' output."""
+    """The features of the coarsest level depend on the encoders only; its encoder reads the output of the finer one."""
     autoencoder = tiny(2)
     images = some_images()
     fine = autoencoder.encoders[1](to_float(images))
@@ -102,7 +102,7 @@ def test_an_encoder_knows_nothing_of_the_codes() -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_every_level_shows_in_the_image(levels: int) -> None:
-    """Other codes at any one level give another image."""
+    """Changing the codes of any level changes the decoded image."""
     autoencoder = tiny(levels)
     codes = autoencoder.encode(some_images())
     image = autoencoder.decode(codes)
@@ -113,7 +113,7 @@ def test_every_level_shows_in_the_image(levels: int) -> None:
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_left_out_levels_show_their_mean_code_vector(kept: int) -> None:
-    """Decoding the coarser levels alone equals decoding finer codebooks whose every row is the codebook's mean."""
+    """Decoding without the finer levels equals decoding with each of their code vectors set to the codebook's mean."""
     autoencoder = tiny(3)
     codes = autoencoder.encode(some_images())
     coarse_only = autoencoder.decode({name: codes[name] for name in NAMES[:kept]})
@@ -125,7 +125,7 @@ def test_left_out_levels_show_their_mean_code_vector(kept: int) -> None:
 
 
 def test_double_agrees_with_float32() -> None:
-    """The float64 model gives the float32 reconstruction, but for rounding."""
+    """The float64 and float32 models give the same codes, and the same reconstruction up to rounding."""
     images = some_images()
     with torch.no_grad():
         single, double = tiny(3)(images), tiny(3, dtype=torch.float64)(images)
@@ -137,7 +137,7 @@ def test_double_agrees_with_float32() -> None:
 @pytest.mark.parametrize("update", ["ema", "loss"])
 @pytest.mark.parametrize(("loss", "distance"), [("mse", F.mse_loss), ("l1", F.l1_loss)])
 def test_losses_are_the_papers(loss: str, distance, update: str) -> None:
-    """Pixel distance + beta x commitment; the codebook term counts only where a gradient moves the codebook."""
+    """The loss is reconstruction + beta x commitment, plus the codebook loss if the codebooks are trained by it."""
     autoencoder = tiny(2, reconstruction_loss=loss, codebook_update=update, commitment_weight=0.4)
     images = some_images()
     reconstruction = autoencoder(images)
@@ -153,7 +153,7 @@ def test_losses_are_the_papers(loss: str, distance, update: str) -> None:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
-    """Without quantisation features are decoded, no codebook matters, the loss is the pixel distance alone."""
+    """Without quantization, features are decoded directly and the loss is the reconstruction loss only."""
     autoencoder = tiny(2, codebook_update=update)
     images = some_images()
     reconstruction = autoencoder(images, quantises=False)
@@ -170,7 +170,7 @@ def test_unquantised_pass_is_a_plain_autoencoder(update: str) -> None:
 
 @pytest.mark.parametrize("quantises", [True, False])
 def test_hidden_levels_do_not_reach_the_decoders(quantises: bool) -> None:
-    """Of an image that shows one of three levels nothing finer matters; of one that shows two, only the third."""
+    """An image decoded from the coarsest one or two of three levels does not depend on the finer levels."""
     autoencoder, images = tiny(3), some_images(count=3)
     shown = torch.tensor([1, 2, 3])
 
@@ -187,7 +187,7 @@ def test_hidden_levels_do_not_reach_the_decoders(quantises: bool) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_new_features_are_of_one_size_at_every_level(levels: int) -> None:
-    """However many layers lie before it, a new level's features are small and not vanishing; its image is mild."""
+    """Initial features are small but do not vanish at any depth, and the initial image has a small scale."""
     config = AutoencoderConfig([LevelConfig(NAMES[i], stride) for i, stride in enumerate(STRIDES[levels])])
     autoencoder = build_autoencoder(config, 3, seed=0)
     for features in features_of(autoencoder, some_images()):
@@ -197,7 +197,7 @@ def test_new_features_are_of_one_size_at_every_level(levels: int) -> None:
 
 
 def test_layers_with_fewer_inputs_learn_at_a_higher_rate() -> None:
-    """A factor for every convolution's weights, in inverse proportion to the inputs of one output, up to a limit."""
+    """Each convolution's weights have a rate factor inversely proportional to the inputs per output, up to a limit."""
     config = AutoencoderConfig([LevelConfig("top", 8), LevelConfig("bottom", 4)], residual_channels=32)
     autoencoder = Autoencoder(config, channels=3)
     factors = autoencoder.rate_factors()
@@ -206,7 +206,7 @@ def test_layers_with_fewer_inputs_learn_at_a_higher_rate() -> None:
     assert factors[autoencoder.decoders[0][0].weight] == pytest.approx(4096 / (9 * 64))  # 3x3 from 64 channels
     wide = autoencoder.encoders[0][0]  # 4x4 from 128 channels
     assert factors[wide.weight] == pytest.approx(4096 / (16 * 128))
-    assert inputs_per_output(autoencoder.decoders[0][-1]) == 4 * 128  # 4x4 at stride 2: an output meets 2x2 of it
+    assert inputs_per_output(autoencoder.decoders[0][-1]) == 4 * 128  # 4x4 with stride 2: each output uses 2x2 of it
     assert factors[autoencoder.decoders[-1][-1].weight] == max(factors.values()) == 8
 
 
@@ -215,7 +215,7 @@ def test_layers_with_fewer_inputs_learn_at_a_higher_rate() -> None:
     [("imagenet256", 1_716_739), ("ffhq1024", 3_098_563), ("vqvae", 4_471_875), ("benchmark", 1_388_803)],
 )
 def test_number_of_weights(name: str, weights: int) -> None:
-    """The published sizes have the recorded number of weights: a change would break trained models."""
+    """The published configurations have the recorded number of parameters; a change would break trained models."""
     config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
     with torch.device("meta"):
         autoencoder = Autoencoder(config.autoencoder, config.images.channels)
@@ -223,7 +223,7 @@ def test_number_of_weights(name: str, weights: int) -> None:
 
 
 def test_weights_follow_from_the_seed_alone() -> None:
-    """The same seed builds the same weights whatever was drawn before; the outer random state is left alone."""
+    """Initial weights depend on the seed only, and the global random state is not changed."""
     config = tiny(2).config
     torch.manual_seed(5)
     expected = torch.rand(3)

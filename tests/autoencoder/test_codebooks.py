@@ -1,4 +1,4 @@
-"""The care of the codebooks against plain loops, and the same however a global batch is split."""
+"""Codebook updates, compared with plain loops and between different splits of a global batch."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +14,17 @@ from vqvae2.autoencoder.codebooks import Codebooks, k_means
 from vqvae2.config import AutoencoderConfig, LevelConfig
 
 APPLIED = torch.tensor(True)
-LATE = 1000  # a step at which the beginning of training is over, and at which windows of 4 steps start
+LATE = 1000  # a step after the early phase, in which revival windows are shorter; a multiple of the 4-step windows
 BATCH = 8
 
 
 def alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over one process."""
+    """The `reduce` function of a single process."""
     return tensor
 
 
 def codebooks(window_steps: int = 0, **options: Any) -> Codebooks:
-    """Of an autoencoder of two levels, in float64."""
+    """Codebooks of an autoencoder with two levels, in float64."""
     config = AutoencoderConfig(
         [LevelConfig("top", 8, codebook_size=6, code_dim=2), LevelConfig("bottom", 4, codebook_size=9, code_dim=3)],
         hidden_channels=8,
@@ -37,7 +37,7 @@ def codebooks(window_steps: int = 0, **options: Any) -> Codebooks:
 
 
 def fork(books: Codebooks, **options: Any) -> Codebooks:
-    """The same codebooks once more, as a resumed run has them; with other options if given."""
+    """A copy of the codebooks, restored as in a resumed run, with the given options."""
     other = codebooks(**options)
     other.autoencoder.load_state_dict(books.autoencoder.state_dict())
     other.load_state({name: tensor.clone() for name, tensor in books.state().items()})
@@ -45,33 +45,33 @@ def fork(books: Codebooks, **options: Any) -> Codebooks:
 
 
 def vectors(books: Codebooks) -> list[torch.Tensor]:
-    """Every level's code vectors."""
+    """A copy of the code vectors of each level."""
     return [quantiser.codebook.detach().clone() for quantiser in books.autoencoder.quantisers]
 
 
 def features(step: int, scale: float = 1.0) -> list[torch.Tensor]:
-    """Some features of each level for a global batch."""
+    """Random features of each level for a global batch."""
     generator = torch.Generator().manual_seed(step)
     grids = [(BATCH, 2, 2, 3), (BATCH, 3, 4, 6)]
     return [scale * torch.randn(grid, dtype=torch.float64, generator=generator) for grid in grids]
 
 
 def observe(books: Codebooks, maps: list[torch.Tensor], step: int, images: slice = slice(None)) -> list[torch.Tensor]:
-    """A forward pass on some images of a global batch; returns the codes."""
+    """Run a forward pass on some images of a global batch and return the codes."""
     quantised = [q(x[images]) for q, x in zip(books.autoencoder.quantisers, maps, strict=True)]
     books.observe(quantised, torch.arange(BATCH)[images], step)
     return [x.codes for x in quantised]
 
 
 def one_step(books: Codebooks, maps: list[torch.Tensor], step: int) -> list[torch.Tensor]:
-    """A step on one process; returns the codes."""
+    """Run a step on one process and return the codes."""
     codes = observe(books, maps, step)
     books.update(step, APPLIED, alone)
     return codes
 
 
 def in_two_processes(work: Callable[[int, Callable[[torch.Tensor], torch.Tensor]], Any]) -> list[Any]:
-    """work(rank, reduce) on two threads, whose `reduce` sums what both hand in."""
+    """Run `work(rank, reduce)` on two threads, where `reduce` sums the tensors of both, and return both results."""
     barrier = Barrier(2, timeout=60)
     held: dict[int, torch.Tensor] = {}
 
@@ -94,13 +94,13 @@ def in_two_processes(work: Callable[[int, Callable[[torch.Tensor], torch.Tensor]
 
 
 def assert_same(one: Codebooks, other: Codebooks) -> None:
-    """Code vectors and all else that is carried on are equal, but for rounding in float64."""
+    """Assert that code vectors and saved state are equal up to float64 rounding."""
     for a, b in zip([*vectors(one), *one.state().values()], [*vectors(other), *other.state().values()], strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_moving_average_is_the_papers() -> None:
-    """Over several steps N <- 0.9 N + 0.1 n, m <- 0.9 m + 0.1 sum, e = m / N; an unchosen code keeps its vector."""
+    """Each step: N <- 0.9 N + 0.1 n, m <- 0.9 m + 0.1 sum, e = m / N; a code that was never used keeps its vector."""
     books = codebooks()
     expected = vectors(books)
     counts = [[0.0] * len(x) for x in expected]
@@ -121,7 +121,7 @@ def test_moving_average_is_the_papers() -> None:
 
 
 def test_start_at_zero_counts_throws_nothing_far_away() -> None:
-    """After the first step of all a chosen code is the mean of its features, and an unused one is where it was."""
+    """After the first step, a used code vector is the mean of its features, and an unused one has not changed."""
     books = codebooks()
     before = vectors(books)
     maps = features(0, scale=0.1)
@@ -137,7 +137,7 @@ def test_start_at_zero_counts_throws_nothing_far_away() -> None:
 
 
 def test_code_unused_for_long_stays_finite() -> None:
-    """A code last chosen a thousand steps ago has not run off while its counts went to zero."""
+    """A code that has been unused for a thousand steps keeps its vector, although its average count approaches 0."""
     books = codebooks(ema_decay=0.5)
     first = one_step(books, features(0), LATE)
     chosen = vectors(books)
@@ -153,7 +153,7 @@ def test_code_unused_for_long_stays_finite() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_two_processes_do_what_one_does(update: str) -> None:
-    """Each with half of the batch and a summed `reduce`, both keep the codebooks of one process with all of it."""
+    """Two processes with half of the batch each have the same codebooks as one process with the whole batch."""
     whole, *halves = (codebooks(window_steps=4, codebook_update=update) for _ in range(3))
     before = vectors(whole)
     for step in range(LATE, LATE + 4):
@@ -172,7 +172,7 @@ def test_two_processes_do_what_one_does(update: str) -> None:
 
 
 def test_accumulated_batch_is_one_update() -> None:
-    """A batch in four passes moves the codebooks as in one: once, with all passes' counts, by one reduction."""
+    """A batch accumulated over four passes gives the same update as a single pass, with one reduction per step."""
     whole, parts = codebooks(window_steps=4), codebooks(window_steps=4)
     calls = []
 
@@ -190,9 +190,9 @@ def test_accumulated_batch_is_one_update() -> None:
 
 
 def test_unused_codes_are_revived_after_the_window_and_only_then() -> None:
-    """With windows of 4 steps an unused code rests for 3 and then becomes a feature of the current batch.
+    """With a window of 4 steps, an unused code keeps its vector for 3 steps and is then set to a feature of the batch.
 
-    Used ones stay used.
+    Used codes are not affected.
     """
     books = codebooks(window_steps=4)
     for quantiser in books.autoencoder.quantisers:
@@ -212,7 +212,7 @@ def test_unused_codes_are_revived_after_the_window_and_only_then() -> None:
 
 
 def test_window_is_short_in_the_beginning() -> None:
-    """A code unused from the first step on is revived long before a window of 1000 steps has passed."""
+    """A code that is unused from the first step is revived long before the end of a window of 1000 steps."""
     books = codebooks(window_steps=1000)
     for quantiser in books.autoencoder.quantisers:
         quantiser.codebook.data[4:] += 1000
@@ -222,7 +222,7 @@ def test_window_is_short_in_the_beginning() -> None:
 
 
 def test_code_used_once_in_the_window_is_not_revived() -> None:
-    """A code chosen in the first step of a window alone keeps its vector at the window's end."""
+    """A code that is used only in the first step of a window keeps its vector at the end of the window."""
     books = codebooks(window_steps=4)
     others = [torch.full_like(x, 50.0) for x in features(0)]
     first = one_step(books, features(LATE), LATE)
@@ -232,12 +232,12 @@ def test_code_used_once_in_the_window_is_not_revived() -> None:
     before = vectors(books)
     one_step(books, others, LATE + 3)
     for old, new, mask in zip(before, vectors(books), used, strict=True):
-        resting = mask & (old.abs().amax(1) < 10)  # one of the used codes moved off after the others
+        resting = mask & (old.abs().amax(1) < 10)  # the steps after the first moved one of the used codes
         assert resting.any() and torch.allclose(old[resting], new[resting], rtol=1e-9)
 
 
 def test_revival_can_be_switched_off() -> None:
-    """With a window of 0 images an unused code keeps its vector."""
+    """With a window of 0 images, an unused code keeps its vector."""
     books = codebooks(window_steps=0)
     before = vectors(books)
     far = [torch.full_like(x, 50.0) for x in features(0)]
@@ -249,9 +249,9 @@ def test_revival_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize("step", [0, LATE + 3])
 def test_step_that_was_not_applied_changes_nothing(step: int) -> None:
-    """A step with a non-finite loss leaves code vectors and averages as they are, at a window's end too.
+    """A step with a non-finite loss changes neither code vectors nor state, even at the end of a revival window.
 
-    The next step goes well.
+    The next step is not affected.
     """
     books = codebooks(window_steps=4)
     for earlier in range(step - 3, step):
@@ -269,7 +269,7 @@ def test_step_that_was_not_applied_changes_nothing(step: int) -> None:
 
 
 def test_step_that_was_not_applied_right_after_the_start_changes_nothing() -> None:
-    """The code vectors that k-means gave are not even rounded anew."""
+    """The code vectors from k-means initialization stay bitwise equal."""
     books = codebooks()
     books = Codebooks(books.autoencoder.float(), BATCH, seed=3)
     books.start(repeat([(some_images(), torch.arange(BATCH))]), alone)
@@ -280,7 +280,7 @@ def test_step_that_was_not_applied_right_after_the_start_changes_nothing() -> No
 
 
 def test_state_carries_on_in_the_middle_of_a_window() -> None:
-    """Codebooks rebuilt from the weights and `state` go on as those that were never stopped, revival included."""
+    """Codebooks restored from the weights and `state` continue exactly like uninterrupted ones, including revival."""
     books = codebooks(window_steps=4)
     for step in range(LATE, LATE + 2):
         one_step(books, features(step, 0.3), step)
@@ -293,14 +293,14 @@ def test_state_carries_on_in_the_middle_of_a_window() -> None:
 
 
 def some_images() -> torch.Tensor:
-    """A global batch of images of many colours."""
+    """A global batch of random images."""
     return torch.randint(256, (BATCH, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 
 
 def test_start_puts_the_codebooks_among_the_features() -> None:
-    """After the start every level's codes stand for most of its features' variance.
+    """After `start`, the quantization error of each level is well below the variance of its features.
 
-    The finer one's do so given the coarser one's codes.
+    Features of the finer level are computed with the codes of the coarser level.
     """
     books = codebooks()
     books.start(repeat([(some_images(), torch.arange(BATCH))]), alone)
@@ -311,7 +311,7 @@ def test_start_puts_the_codebooks_among_the_features() -> None:
 
 
 def test_start_is_the_same_however_the_batch_is_split() -> None:
-    """Two processes, each with two accumulation steps, start with the codebooks of one process with one."""
+    """Two processes with two accumulation steps each get the same initial codebooks as one process with one step."""
     whole, *halves = (codebooks() for _ in range(3))
     images, places = some_images(), torch.arange(BATCH)
     whole.start(repeat([(images, places)]), alone)
@@ -327,7 +327,7 @@ def test_start_is_the_same_however_the_batch_is_split() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_k_means_finds_clusters(seed: int) -> None:
-    """The centres of two far clusters are their means, and the counts their sizes."""
+    """The centers of two distant clusters are their means, and the counts are their sizes."""
     torch.manual_seed(seed)
     small, large = torch.randn(30, 3, dtype=torch.float64), torch.randn(70, 3, dtype=torch.float64) + 100
     mixed = torch.cat([small, large])[torch.randperm(100)]
@@ -338,7 +338,7 @@ def test_k_means_finds_clusters(seed: int) -> None:
 
 
 def test_k_means_of_fewer_vectors_than_codes() -> None:
-    """Every centre is then one of the vectors, and every vector has a centre."""
+    """With fewer vectors than codes, every center is one of the vectors, and every vector has a center."""
     few = torch.randn(3, 2, dtype=torch.float64)
     centres, counts = k_means(few, 10, torch.Generator().manual_seed(0))
     distances = torch.cdist(centres, few)

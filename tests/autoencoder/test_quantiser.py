@@ -1,4 +1,4 @@
-"""The quantiser against brute force, and where its gradients go."""
+"""Tests of the quantizer: results of a brute-force search, gradients, precision and memory."""
 
 import doctest
 
@@ -21,7 +21,7 @@ def random_quantiser(codes: int = 20, dim: int = 5, learned: bool = False) -> Qu
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the size of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation returns."""
 
     numel = 0
 
@@ -34,7 +34,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("at_once", [1, 21, 100, 2**21])
 def test_nearest_codes_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Whatever the block size, also with a partial last block, each vector gets the code of a full search."""
+    """Nearest codes match a brute-force search for any block size, including a partial last block."""
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", at_once)
     torch.manual_seed(1)
     vectors, codebook = torch.randn(203, 6), torch.randn(20, 6) + 3
@@ -42,7 +42,7 @@ def test_nearest_codes_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_codes_keep_their_places_on_a_grid_of_unequal_sides() -> None:
-    """Code (b, i, j) is the nearest one to the feature vector at (b, :, i, j), in either memory layout."""
+    """Code (b, i, j) is the nearest code to the feature vector (b, :, i, j), in both memory layouts."""
     quantiser = random_quantiser()
     features = torch.randn(2, 5, 3, 4)
     codes = quantiser(features).codes
@@ -52,7 +52,7 @@ def test_codes_keep_their_places_on_a_grid_of_unequal_sides() -> None:
 
 
 def test_vectors_are_those_of_the_codes() -> None:
-    """What goes on to the decoder equals `look_up` of the codes to the last bit."""
+    """The quantized vectors are bitwise equal to `look_up` of the codes."""
     quantiser = random_quantiser()
     result = quantiser((100 * torch.randn(2, 5, 3, 4)).requires_grad_())
     assert torch.equal(result.vectors, quantiser.look_up(result.codes))
@@ -60,7 +60,7 @@ def test_vectors_are_those_of_the_codes() -> None:
 
 
 def test_gradient_passes_straight_through() -> None:
-    """The features get exactly the gradient of the quantised vectors; a learned codebook gets none of it."""
+    """The gradient of the quantized vectors is copied to the features; a learned codebook receives none of it."""
     quantiser = random_quantiser(learned=True)
     features = torch.randn(2, 5, 3, 4, requires_grad=True)
     gradient = torch.randn(2, 5, 3, 4)
@@ -70,7 +70,7 @@ def test_gradient_passes_straight_through() -> None:
 
 
 def test_commitment_loss_moves_the_features_alone() -> None:
-    """Its gradient is 2 (x - e) / number of elements at the features, nothing at the codebook."""
+    """The gradient of the commitment loss is 2 (x - e) / number of elements for features, and none for the codebook."""
     quantiser = random_quantiser(learned=True)
     features = torch.randn(2, 5, 3, 4, requires_grad=True)
     result = quantiser(features)
@@ -82,7 +82,7 @@ def test_commitment_loss_moves_the_features_alone() -> None:
 
 
 def test_codebook_loss_moves_the_codebook_alone() -> None:
-    """Each code vector gets the sum of 2 (e - x) over the vectors that chose it, over the number of elements."""
+    """The gradient of a code vector is the sum of 2 (e - x) over its feature vectors / number of elements."""
     quantiser = random_quantiser(learned=True)
     features = torch.randn(2, 5, 3, 4, requires_grad=True)
     result = quantiser(features)
@@ -99,7 +99,7 @@ def test_codebook_loss_moves_the_codebook_alone() -> None:
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
-    """Inside a bfloat16 autocast codes, vectors and losses are the float32 ones, also for bfloat16 features."""
+    """Inside a bfloat16 autocast region, codes, vectors and losses are those of float32, also for bfloat16 features."""
     quantiser = random_quantiser(codes=200)
     features = torch.randn(2, 5, 8, 8).bfloat16()
     plain = quantiser(features.float())
@@ -114,7 +114,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 
 def test_double_quantiser_tells_apart_what_float32_cannot() -> None:
-    """In .double() two code vectors 1e-6 apart are two."""
+    """In float64, code vectors that differ by 1e-6 are distinguished."""
     quantiser = Quantiser(2, 1, learned=False).double()
     quantiser.codebook.data.copy_(torch.tensor([[0.5], [0.5 + 1e-6]], dtype=torch.float64))
     features = torch.tensor([0.5, 0.5 + 1e-6], dtype=torch.float64).view(1, 1, 1, 2)
@@ -122,10 +122,7 @@ def test_double_quantiser_tells_apart_what_float32_cannot() -> None:
 
 
 def test_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither distances nor one-hot codes of all N vectors and K codes are ever held.
-
-    Nothing is larger than a block or the input.
-    """
+    """No tensor is larger than a block of distances or the input, so none has the size N x K."""
     monkeypatch.setattr(quantiser_module, "DISTANCES_AT_ONCE", 500)
     quantiser = random_quantiser(codes=50, dim=2, learned=True)
     features = torch.randn(1, 2, 16, 32, requires_grad=True)
@@ -136,6 +133,6 @@ def test_no_matrix_of_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_in_the_documentation_is_true() -> None:
-    """It is run as it stands there."""
+    """The doctests of the quantizer module pass."""
     result = doctest.testmod(quantiser_module)
     assert result.attempted >= 3 and result.failed == 0

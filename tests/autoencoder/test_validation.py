@@ -1,4 +1,4 @@
-"""What a user is told of the metrics of a validation."""
+"""Warnings about low codebook usage in validation."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def warnings(top: float, bottom: float, num_images: int) -> list[str]:
 
 
 def test_collapsed_level_is_named_with_its_remedies() -> None:
-    """Below a tenth the line names the level, what it uses, and the fields to change."""
+    """With a usage below a tenth, the warning names the level, its usage and the fields to change."""
     (line,) = warnings(3 / 512, 60 / 512, num_images=300)
     assert "level top uses 3 of its 512 codes" in line
     assert "autoencoder.continuous_steps" in line and "autoencoder.revival_window_images" in line
@@ -21,5 +21,5 @@ def test_collapsed_level_is_named_with_its_remedies() -> None:
 
 @pytest.mark.parametrize(("used", "num_images", "lines"), [(51, 300, 1), (52, 300, 0), (2, 1, 0), (1, 1, 1)])
 def test_limit_is_a_tenth_of_the_codes_that_could_be_used(used: int, num_images: int, lines: int) -> None:
-    """One image has 16 codes at the top level: two of them are more than a tenth."""
+    """The limit is a tenth of the codes that can occur: one image has at most 16 codes at the top level."""
     assert len(warnings(used / 512, 1.0, num_images)) == lines

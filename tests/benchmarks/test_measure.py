@@ -1,4 +1,4 @@
-"""pipelines/benchmark.py as a user calls it."""
+"""Tests of pipelines/benchmark.py."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SMALL = ["--repetitions", "1"]
 
 @pytest.mark.parametrize(("what", "way"), [("stage1", "training step"), ("encode", "encoding")])
 def test_measurement_is_printed_and_written(tmp_path: Path, what: str, way: str) -> None:
-    """Ours and its limit, with the rate of each, the share, the memory and the device."""
+    """The measurement and its upper limit are reported with rates, share of the limit, memory, size and device."""
     config, output = write_config(tmp_path, tmp_path / "run"), tmp_path / "b.json"
     out = succeed("benchmark", "--config", str(config), "--what", what, "--output", str(output), *SMALL)
     ours, limit = json.loads(output.read_text())
@@ -24,7 +24,7 @@ def test_measurement_is_printed_and_written(tmp_path: Path, what: str, way: str)
 
 
 def test_priors_are_measured(tmp_path: Path) -> None:
-    """A training step of each level beside the matrix product; cached and whole-pass sampling, and growing grids."""
+    """A training step of each prior is compared with a matrix product; sampling is timed with and without a cache."""
     config, output = write_config(tmp_path, tmp_path / "run"), tmp_path / "b.json"
     succeed("benchmark", "--config", str(config), "--what", "prior,sample", "--output", str(output), *SMALL)
     rows = json.loads(output.read_text())
@@ -57,7 +57,7 @@ def test_priors_are_measured(tmp_path: Path) -> None:
 
 
 def test_data_is_measured(tmp_path: Path) -> None:
-    """Decoding of small and large photographs, and random reads of codes."""
+    """Decoding of small and large photographs and random reads of codes are timed."""
     config, output = write_config(tmp_path, tmp_path / "run"), tmp_path / "b.json"
     succeed("benchmark", "--config", str(config), "--what", "images,codes", "--output", str(output), *SMALL)
     small, large, codes = json.loads(output.read_text())
@@ -67,6 +67,6 @@ def test_data_is_measured(tmp_path: Path) -> None:
 
 
 def test_unknown_measurement_is_refused(tmp_path: Path) -> None:
-    """The message lists what there is."""
+    """The message names the unknown measurement and lists the available ones."""
     message = refusal("benchmark", "--what", "stage9", "--output", str(tmp_path / "b.json"))
     assert "stage9" in message and "stage1" in message

@@ -1,4 +1,4 @@
-"""The table of measurements and its file."""
+"""The table of measurements and the results file."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ ROWS = [{"what": "a", "images_per_second": 12.345, "share": 0.5}, {"what": "long
 
 
 def test_table_has_a_column_for_each_figure() -> None:
-    """Three digits, in columns below their names; a missing figure is left blank."""
+    """Each metric has a column; numbers below 1000 have three significant digits, and missing metrics are blank."""
     assert table(ROWS).splitlines() == [
         "what    images_per_second  share",
         "a       12.3               0.5",
@@ -21,7 +21,7 @@ def test_table_has_a_column_for_each_figure() -> None:
 
 
 def test_file_grows_by_each_measurement(tmp_path: Path) -> None:
-    """Rows are added to those of an earlier run, each with its time and PyTorch's version."""
+    """Rows are appended to those of an earlier run, each with a timestamp and the PyTorch version."""
     path = tmp_path / "b.json"
     append_rows(path, ROWS[:1])
     append_rows(path, ROWS[1:])
@@ -33,7 +33,7 @@ def test_file_grows_by_each_measurement(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{}", "[1,", ""])
 def test_foreign_file_is_refused_and_kept(tmp_path: Path, text: str) -> None:
-    """What is not a list of measurements is named and left as it is."""
+    """A file that does not contain a list of measurements is named in the error and not modified."""
     path = tmp_path / "b.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"b\.json.*--output"):

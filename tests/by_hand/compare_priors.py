@@ -1,10 +1,10 @@
-"""Train a level's prior, and beside it a single masked stack with as many weights, on the codes of a run.
+"""Train a level's prior and a single masked stack with the same number of parameters on the codes of a run.
 
     python tests/by_hand/compare_priors.py --config configs/photos256.yaml --level top --seeds 2
 
-Same codes, batches, steps, rates and averaging; prints the held-out nats per code of both. The single
-stack is PixelCNN's (Oord et al. 2016, "Pixel Recurrent Neural Networks"), with this package's gates,
-normalisation, conditioning and attention, and with its blind spot where it has no attention.
+Both use the same codes, batches, steps, learning rates and weight averaging. Prints the held-out NLL of both in
+nats per code. The single stack is PixelCNN's (Oord et al. 2016, "Pixel Recurrent Neural Networks") with the gates,
+normalization, conditioning and attention of this package. Without attention it has PixelCNN's blind spot.
 """
 
 import json
@@ -33,7 +33,10 @@ from vqvae2.training.order import StepOrder
 
 
 class MaskedLayer(nn.Module):
-    """A gated residual layer whose one kernel is masked: it reads the rows above and, in its own row, to the left."""
+    """Gated residual block with one masked convolution.
+
+    It sees the rows above and the positions to the left in the same row.
+    """
 
     def __init__(self, config: PriorConfig, residual_channels: int, first: bool, conditioned: bool):
         super().__init__()
@@ -54,7 +57,7 @@ class MaskedLayer(nn.Module):
     def forward(
         self, vertical: Tensor, horizontal: Tensor, codes: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As GatedLayer's; the vertical stack stays as it is."""
+        """Apply the block to the horizontal stack; same interface as GatedLayer. The vertical stack is unchanged."""
         source = rearrange(codes if self.first else self.norm(horizontal), "b h w c -> b c h w")
         x = F.pad(source, (self.reach, self.reach, self.reach, 0))
         x = F.conv2d(x, self.convolution.weight * self.mask, self.convolution.bias)
@@ -65,13 +68,16 @@ class MaskedLayer(nn.Module):
 
 
 def count_used(prior: Prior) -> int:
-    """Weights that are not masked."""
+    """Number of parameters that are not masked."""
     masked = sum(x.masked * x.convolution.out_channels * x.convolution.in_channels for x in prior.layers)
     return sum(p.numel() for p in prior.parameters()) - masked
 
 
 def masked_stack(prior: Prior) -> Prior:
-    """A prior like the given one, its two stacks replaced by one of the width that gives as many weights."""
+    """Return a copy of the prior's architecture in which a single masked stack replaces the two stacks.
+
+    Its width is the one whose number of unmasked parameters is closest to the number of parameters of `prior`.
+    """
     config, conditioned = prior.config, prior.layers[0].condition is not None
     wanted = sum(p.numel() for p in prior.parameters())
 
@@ -90,7 +96,7 @@ def masked_stack(prior: Prior) -> Prior:
 
 
 def held_out_nats(config: Config, level: str, seed: int, single: bool, directory: Path) -> float:
-    """Train one prior and return its last held-out NLL in nats per code."""
+    """Train one prior and return the NLL of its last validation in nats per code."""
     settings = config.priors[level].train
     trained = load_autoencoder(config.run_dir)
     accelerator = start_accelerator(level, settings.mixed_precision)

@@ -1,4 +1,4 @@
-"""Spoil image files at random and read them: each gives pixels or a message, in little time.
+"""Corrupt image files at random and read them: each read returns pixels or raises a UserError without hanging.
 
 python -m tests.by_hand.fuzz_images --files 500
 """
@@ -25,11 +25,11 @@ SLOW_SECONDS = 20
 
 @dataclass(frozen=True)
 class Options:
-    """How much.
+    """Options of the fuzz test.
 
     Attributes:
-        files: how many are spoilt.
-        seed: of everything.
+        files: number of files to corrupt.
+        seed: seed of all random choices.
     """
 
     files: int = 500
@@ -37,7 +37,7 @@ class Options:
 
 
 def some_file(choices: random.Random) -> tuple[str, bytes]:
-    """A whole image file of a random format, mode and content: suffix and bytes."""
+    """Return the suffix and the bytes of a valid image file of random format, mode and content."""
     kind = choices.choice(FORMATS)
     mode = choices.choice(MODES.get(kind, ("L", "P", "RGB")))
     height, width = choices.randint(1, 80), choices.randint(1, 80)
@@ -51,7 +51,7 @@ def some_file(choices: random.Random) -> tuple[str, bytes]:
 
 
 def spoil(content: bytes, choices: random.Random) -> bytes:
-    """Some bytes changed, most of them in the head, or the end cut off, or both."""
+    """Return the content with some bytes changed (most of them near the start), or truncated, or both."""
     spoilt = bytearray(content)
     for _ in range(choices.choice((0, 1, 4, 20))):
         reach = choices.choice((64, len(spoilt)))
@@ -60,7 +60,7 @@ def spoil(content: bytes, choices: random.Random) -> bytes:
 
 
 def fuzz(files: int, seed: int, folder: Path) -> Counter[str]:
-    """Read spoilt files: how many gave pixels, and how many a message."""
+    """Read corrupted files and count how many gave pixels and how many an error message."""
     choices = random.Random(seed)
     found: Counter[str] = Counter()
     for i in range(files):
@@ -74,7 +74,7 @@ def fuzz(files: int, seed: int, folder: Path) -> Counter[str]:
         except UserError as error:
             assert str(path) in str(error)
             found["message"] += 1
-        assert time.monotonic() - began < SLOW_SECONDS, f"{path} hangs"
+        assert time.monotonic() - began < SLOW_SECONDS, f"{path}: reading took longer than {SLOW_SECONDS} s"
     return found
 
 

@@ -1,17 +1,21 @@
-"""Kill every training stage at random moments, go on by the same command, and compare with a run that was left alone.
+"""Kill every training stage at random moments, resume it, and compare the result with an uninterrupted run.
 
     python -m tests.by_hand.soak --kills 200 --folder /tmp/soak
+    python -m tests.by_hand.soak --kills 50 --processes 2 --folder /tmp/soak2
 
-The weights must be the same bits, and metrics.jsonl the same but for seconds and images per second.
+The weights must be bit-identical, and metrics.jsonl the same but for seconds and images per second.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 from tests.conftest import call, running, succeed, write_config
 from vqvae2.run.command_line import parse_options, run
@@ -28,21 +32,24 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Options:
-    """How long to go on.
+    """Options of the soak test.
 
     Attributes:
-        folder: where the runs are kept; has to be new.
-        kills: how many processes are killed.
-        seed: of the moments.
+        folder: folder of the runs; it must not exist.
+        kills: number of kills, over all stages.
+        processes: number of processes that train together. With several, half of the kills end one process, and its
+            launcher ends the others; the other half end all of them and the launcher at once.
+        seed: seed of the random moments.
     """
 
     folder: str
     kills: int = 200
+    processes: int = 1
     seed: int = 0
 
 
 def flags_of(config: Path, name: str, run_dir: Path) -> tuple[str, list[str], Path]:
-    """The script, the flags and the folder of a stage that saves every few steps."""
+    """The script, the flags and the directory of a stage that saves every few steps."""
     script, (section,), more = STAGES[name]
     steps = {"total_steps": STEPS, "save_every": 7, "validate_every": 30, "log_every": 5}
     flags = [x for key, value in steps.items() for x in (f"{section}.{key}", str(value))]
@@ -58,22 +65,26 @@ def outcome(directory: Path) -> tuple[bytes, list[dict]]:
     ]
 
 
-def soak(finished: Path, config: Path, name: str, kills: int, moments: random.Random, folder: Path) -> tuple[int, int]:
-    """Train a stage and kill it, as often as it takes to kill it `kills` times: (kills, comparisons).
+def soak(
+    finished: Path, config: Path, name: str, kills: int, processes: int, moments: random.Random, folder: Path
+) -> tuple[int, int]:
+    """Train a stage repeatedly until it has been killed `kills` times. Returns (kills, compared runs).
 
     Args:
         finished: a run directory whose stages 1 to 4 have finished.
-        config: its configuration.
-        name: of the stage.
-        kills: how many at least.
-        moments: draws when to kill.
-        folder: for the runs.
+        config: its configuration file.
+        name: name of the stage, a key of STAGES.
+        kills: number of kills.
+        processes: number of processes that train together.
+        moments: generator of the moments of the kills.
+        folder: folder of the runs.
     """
-    script, flags, directory = flags_of(config, name, folder / "alone")
-    shutil.copytree(finished, folder / "alone")
+    together = None if processes == 1 else processes
+    script, flags, directory = flags_of(config, name, folder / "uninterrupted")
+    shutil.copytree(finished, folder / "uninterrupted")
     shutil.rmtree(directory)
     began = time.monotonic()
-    succeed(script, *flags)
+    succeed(script, *flags, processes=together)
     longest = (time.monotonic() - began) / 6
     expected = outcome(directory)
     script, flags, directory = flags_of(config, name, folder / "killed")
@@ -83,30 +94,36 @@ def soak(finished: Path, config: Path, name: str, kills: int, moments: random.Ra
         shutil.copytree(finished, folder / "killed")
         shutil.rmtree(directory)
         while not (directory / "model.json").exists():
-            with running(script, *flags) as process:
-                while process.poll() is None and not holds(directory, process.pid):
+            with running(script, *flags, processes=together) as process:
+                while process.poll() is None and trainer(directory, process) is None:
                     time.sleep(0.01)
                 time.sleep(moments.uniform(0, longest) if done < kills else 0)
-                if process.poll() is None and done < kills:
-                    process.send_signal(signal.SIGKILL)
+                main = trainer(directory, process)
+                kill = process.poll() is None and main is not None and done < kills
+                if kill:
+                    alone = processes > 1 and done % 2 == 0
+                    with suppress(ProcessLookupError):
+                        os.kill(main, signal.SIGKILL) if alone else os.killpg(process.pid, signal.SIGKILL)
                     done += 1
-                process.communicate()
-        again = call(script, *flags)
+                said = "".join(process.communicate(timeout=240))
+                assert kill or process.returncode == 0, said
+        again = call(script, *flags, processes=together)
         assert again.returncode == 0 and "nothing to do" in again.stdout, again.stdout + again.stderr
         weights, lines = outcome(directory)
-        assert weights == expected[0], f"{name}: other weights in {directory} than in {folder / 'alone'}"
-        assert lines == expected[1], f"{name}: another metrics.jsonl in {directory} than in {folder / 'alone'}"
+        assert weights == expected[0], f"{name}: different weights in {directory} and {folder / 'uninterrupted'}"
+        assert lines == expected[1], f"{name}: different metrics.jsonl in {directory} and {folder / 'uninterrupted'}"
         compared += 1
-        print(f"{name}: the same after {done} kills", flush=True)
+        print(f"{name}: same result after {done} kills", flush=True)
     return done, compared
 
 
-def holds(directory: Path, process: int) -> bool:
-    """Whether a process has begun to train there."""
+def trainer(directory: Path, started: Popen) -> int | None:
+    """Id of the main process that has locked the stage, if it belongs to `started` or is that process."""
     try:
-        return json.loads((directory / "lock").read_text())["process"] == process
-    except (FileNotFoundError, ValueError):
-        return False
+        process = json.loads((directory / "lock").read_text())["process"]
+        return process if os.getpgid(process) == started.pid else None
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
 
 
 def main() -> None:
@@ -118,8 +135,10 @@ def main() -> None:
         succeed(f"stage{stage}", "--config", str(config))
     moments = random.Random(options.seed)
     share = -(-options.kills // len(STAGES))
-    done = [soak(folder / "finished", config, name, share, moments, folder / name) for name in STAGES]
-    print(f"{sum(x[0] for x in done)} kills, {sum(x[1] for x in done)} runs the same as those left alone")
+    done = [
+        soak(folder / "finished", config, name, share, options.processes, moments, folder / name) for name in STAGES
+    ]
+    print(f"{sum(x[0] for x in done)} kills; all {sum(x[1] for x in done)} finished runs equal the uninterrupted ones")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ HEADER = Header(LEVELS, ["Hut", "Schühe"], 6, "no", "ab12")
 
 
 def make_codes(header: Header, seed: int = 0) -> list[Codes]:
-    """Records for every image of a store, the highest code of each level among them."""
+    """A random record for every image of a store; each contains the highest code of each level."""
     random = np.random.default_rng(seed)
     records = []
     for i in range(header.count):
@@ -39,7 +39,7 @@ def make_codes(header: Header, seed: int = 0) -> list[Codes]:
 
 
 def write(path: Path, header: Header, records: list[Codes], at_a_time: int = 4) -> Path:
-    """A store of records."""
+    """Write a store, `at_a_time` records per call, and return its path."""
     writer = CodeWriter(path, header)
     for i in range(0, len(records), at_a_time):
         writer.write(records[i : i + at_a_time])
@@ -48,14 +48,14 @@ def write(path: Path, header: Header, records: list[Codes], at_a_time: int = 4) 
 
 
 def same(one: Codes, other: Codes) -> bool:
-    """Whether two records are equal, types included."""
+    """Whether two records are equal, including the data types of the codes."""
     if (one.codes.keys(), one.label, one.name) != (other.codes.keys(), other.label, other.name):
         return False
     return all(torch.equal(x, other.codes[name]) for name, x in one.codes.items())
 
 
 def content(path: Path) -> dict[bytes, bytes]:
-    """All that is stored at `path`, read with lmdb alone."""
+    """All keys and values stored at `path`, read with lmdb only."""
     environment = lmdb.open(str(path), readonly=True, lock=False)
     with environment.begin() as transaction:
         found = {bytes(key): bytes(value) for key, value in transaction.cursor()}
@@ -64,7 +64,7 @@ def content(path: Path) -> dict[bytes, bytes]:
 
 
 def put(path: Path, key: bytes, value: bytes) -> None:
-    """Overwrite one stored value, with lmdb alone."""
+    """Write one value with lmdb only; creates the store if there is none."""
     path.mkdir(exist_ok=True)
     environment = lmdb.open(str(path))
     with environment.begin(write=True) as transaction:
@@ -82,7 +82,7 @@ def path(tmp_path: Path) -> Path:
     [(2, 1), (256, 1), (257, 2), (512, 2), (65536, 2), (65537, 4)],
 )
 def test_round_trip_in_the_smallest_type(tmp_path: Path, codebook_size: int, bytes_a_code: int):
-    """Codes, labels and names come back, and a code takes as few whole bytes as hold K - 1."""
+    """Codes, labels and names are read back unchanged; codes are stored in the smallest type that holds K - 1."""
     header = replace(HEADER, levels=[LevelGrid("top", 5, 7, codebook_size)])
     records = make_codes(header)
     opened = CodeStore(write(tmp_path / "codes.lmdb", header, records))
@@ -94,7 +94,7 @@ def test_round_trip_in_the_smallest_type(tmp_path: Path, codebook_size: int, byt
 
 
 def test_a_record_is_laid_out_as_documented(path: Path):
-    """Another program can read a record from the description of the format alone."""
+    """A record has the documented binary layout."""
     record = content(path)[(3).to_bytes(8, "big")]
     _, label, length = struct.unpack("<IiH", record[:10])
     top = np.frombuffer(record, "<u2", 6, 10 + length).reshape(2, 3)
@@ -105,7 +105,7 @@ def test_a_record_is_laid_out_as_documented(path: Path):
 
 
 def test_a_record_takes_13_kilobytes_at_most(tmp_path: Path):
-    """The codes of a 256x256 image, 32x32 and 64x64 of 512, on disk with all that LMDB adds."""
+    """The codes of a 256x256 image (32x32 and 64x64, K = 512) use at most 13 kB on disk, including LMDB's overhead."""
     levels = [LevelGrid("top", 32, 32, 512), LevelGrid("bottom", 64, 64, 512)]
     header = replace(HEADER, levels=levels, count=200)
     write(tmp_path / "codes.lmdb", header, make_codes(header), at_a_time=16)
@@ -114,14 +114,14 @@ def test_a_record_takes_13_kilobytes_at_most(tmp_path: Path):
 
 
 def test_names_that_are_no_utf8_come_back(tmp_path: Path):
-    """A file name of another encoding survives, as Python spells it."""
+    """A file name that is not valid UTF-8 is read back as Python decodes it, with surrogate escapes."""
     header = replace(HEADER, count=1)
     record = make_codes(header)[0]._replace(name=os.fsdecode(b"M\xe4rz.png"))
     assert CodeStore(write(tmp_path / "codes.lmdb", header, [record]))[0].name == os.fsdecode(b"M\xe4rz.png")
 
 
 def test_indexing(path: Path):
-    """Negative indices count from the end, NumPy's integers will do, and others are refused as in a list."""
+    """Negative indices and NumPy integers are supported; invalid indices raise the same exceptions as for a list."""
     opened, records = CodeStore(path), make_codes(HEADER)
     assert same(opened[-1], records[5]) and same(opened[-6], records[0])
     assert same(opened[np.int64(2)], records[2])
@@ -133,7 +133,7 @@ def test_indexing(path: Path):
 
 
 def test_an_interrupted_writer_goes_on(path: Path, tmp_path: Path):
-    """A half-written store is refused with the numbers; a writer goes on from there to the same content."""
+    """Reading an incomplete store raises an error with its size; a new writer completes it to the same content."""
     half = write(tmp_path / "half.lmdb", HEADER, make_codes(HEADER)[:4])
     with pytest.raises(UserError, match=r"half\.lmdb: holds 4 of 6 images: run stage 2 again"):
         CodeStore(half)
@@ -145,7 +145,7 @@ def test_an_interrupted_writer_goes_on(path: Path, tmp_path: Path):
 
 
 def test_a_killed_writer_leaves_whole_batches(tmp_path: Path):
-    """What was written before a process died is there, and nothing of what it had not finished."""
+    """After the process is killed, the store contains all completed writes and nothing of the unfinished one."""
     if (child := os.fork()) == 0:
         writer = CodeWriter(tmp_path / "codes.lmdb", HEADER)
         writer.write(make_codes(HEADER)[:3])
@@ -169,7 +169,7 @@ def test_a_killed_writer_leaves_whole_batches(tmp_path: Path):
     ],
 )
 def test_codes_made_differently_are_not_mixed(path: Path, field: str, value, says: str):
-    """A writer with another header is refused with what differs alone, and the store stays as it was."""
+    """A writer with a different header raises an error that lists only the differing field, and writes nothing."""
     before = content(path)
     with pytest.raises(UserError, match=f"created with different settings: {says}[^;]*: delete"):
         CodeWriter(path, replace(HEADER, **{field: value}))
@@ -178,7 +178,7 @@ def test_codes_made_differently_are_not_mixed(path: Path, field: str, value, say
 
 @pytest.mark.parametrize("where", [0, 4, 8, 12, -1])
 def test_a_damaged_record_is_named(path: Path, where: int):
-    """One changed byte anywhere in a record is found; the other records can still be read."""
+    """A changed bit anywhere in a record is detected; other records can still be read."""
     key = (2).to_bytes(8, "big")
     record = bytearray(content(path)[key])
     record[where] ^= 1
@@ -191,7 +191,7 @@ def test_a_damaged_record_is_named(path: Path, where: int):
 
 @pytest.mark.parametrize("left", [0, 5, 20])
 def test_a_shortened_record_is_named(path: Path, left: int):
-    """So is a record whose end is missing."""
+    """A truncated record is detected."""
     key = (2).to_bytes(8, "big")
     put(path, key, content(path)[key][:left])
     with pytest.raises(UserError, match="the record of image 2 is damaged"):
@@ -200,7 +200,7 @@ def test_a_shortened_record_is_named(path: Path, left: int):
 
 @pytest.mark.parametrize("header", [b"", b"no json", b"[]", b"{}", b'{"format": "x", "format_version": 1}'])
 def test_a_foreign_store_is_refused(tmp_path: Path, header: bytes):
-    """An LMDB without our header is neither read nor written into."""
+    """An LMDB database without a valid header is neither read nor modified."""
     put(tmp_path / "foreign.lmdb", b"header", header)
     before = content(tmp_path / "foreign.lmdb")
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
@@ -210,7 +210,7 @@ def test_a_foreign_store_is_refused(tmp_path: Path, header: bytes):
 
 
 def test_a_foreign_store_without_any_header_is_refused(tmp_path: Path):
-    """The same where the foreign LMDB has only other keys."""
+    """An LMDB database that contains only other keys is rejected."""
     put(tmp_path / "foreign.lmdb", b"picture", b"x")
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
         with pytest.raises(UserError, match=r"foreign\.lmdb: not a code store"):
@@ -218,7 +218,7 @@ def test_a_foreign_store_without_any_header_is_refused(tmp_path: Path):
 
 
 def test_another_version_is_refused(path: Path):
-    """A store of another format version is refused with both numbers."""
+    """A store with another format version is rejected, and the error gives both versions."""
     put(path, b"header", HEADER.to_json().replace(b'"format_version": 1', b'"format_version": 9'))
     for open_ in (CodeStore, lambda path: CodeWriter(path, HEADER)):
         with pytest.raises(UserError, match="format version 9 is not supported, only 1"):
@@ -226,14 +226,14 @@ def test_another_version_is_refused(path: Path):
 
 
 def test_a_missing_store_is_named(tmp_path: Path):
-    """A path without a store is refused with the stage that makes it, and is not made by looking."""
+    """If there is no store, the error names the stage that creates it, and no store is created by the attempt."""
     with pytest.raises(UserError, match=r"gone\.lmdb: no codes found: run stage 2 first"):
         CodeStore(tmp_path / "gone.lmdb")
     assert not (tmp_path / "gone.lmdb").exists()
 
 
 def test_what_is_no_lmdb_is_named(tmp_path: Path):
-    """A file of another kind and a folder without a database are messages, for readers and writers."""
+    """Readers and writers report a path that is not an LMDB database with an error that names it."""
     (tmp_path / "file.lmdb").write_text("x" * 10_000)
     (tmp_path / "folder.lmdb").mkdir()
     (tmp_path / "broken.lmdb").mkdir()
@@ -247,7 +247,7 @@ def test_what_is_no_lmdb_is_named(tmp_path: Path):
 
 
 def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
-    """A file whose end is missing, as after a broken copy, is a message and does not kill the process."""
+    """A truncated database file, as after an incomplete copy, raises an error and does not crash the process."""
     header = replace(HEADER, levels=[LevelGrid("top", 64, 64, 512)])
     path = write(tmp_path / "codes.lmdb", header, make_codes(header))
     os.truncate(path / "data.mdb", os.path.getsize(path / "data.mdb") // 2)
@@ -257,7 +257,7 @@ def test_a_store_that_is_cut_off_is_refused(tmp_path: Path):
 
 
 def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """More records than the first map holds are written all the same, and so when the writer goes on."""
+    """The memory map grows when the records exceed its initial size, also in a writer that resumes."""
     monkeypatch.setattr(writer, "FIRST_MAP_BYTES", 2**16)
     header = replace(HEADER, levels=[LevelGrid("top", 64, 64, 512)], count=40)
     records = make_codes(header)
@@ -268,7 +268,7 @@ def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_store_can_be_opened_twice(path: Path):
-    """Two stores of one path in one process read side by side, and one that closes leaves the other open."""
+    """A store can be opened twice in one process, and closing one instance does not close the other."""
     one, other, records = CodeStore(path), CodeStore(str(path)), make_codes(HEADER)
     assert same(one[0], records[0]) and same(other[1], records[1])
     one.close()
@@ -276,7 +276,7 @@ def test_a_store_can_be_opened_twice(path: Path):
 
 
 def test_a_store_made_anew_is_not_the_old_one(path: Path):
-    """After a store was deleted and written again, a new reader sees the new records, old readers the old."""
+    """After a store is deleted and rewritten, new readers see the new records; open readers see the old ones."""
     old = CodeStore(path)
     assert same(old[0], make_codes(HEADER)[0])
     shutil.rmtree(path)
@@ -286,14 +286,14 @@ def test_a_store_made_anew_is_not_the_old_one(path: Path):
 
 
 def test_a_pickled_store_reads(path: Path):
-    """A copy made by pickle reads, whether or not the original has been read from."""
+    """An unpickled copy of a store can be read, whether or not the original has been read before."""
     opened = CodeStore(path)
     for _ in range(2):
         assert same(pickle.loads(pickle.dumps(opened))[4], opened[4])
 
 
 def test_a_store_survives_a_fork(path: Path):
-    """A child process reads from a store that its parent has read from, and the parent goes on reading."""
+    """A forked child process can read a store that its parent has opened, and the parent can continue to read it."""
     opened, records = CodeStore(path), make_codes(HEADER)
     assert same(opened[0], records[0])
     if (child := os.fork()) == 0:
@@ -307,7 +307,7 @@ def test_a_store_survives_a_fork(path: Path):
 
 
 class TopCodes(Dataset):
-    """The top level's codes of a store, as someone else's data set."""
+    """A user-defined dataset of the top-level codes of a store."""
 
     def __init__(self, path: Path):
         self.store = CodeStore(path)
@@ -320,14 +320,14 @@ class TopCodes(Dataset):
 
 
 def test_loader_workers_read(path: Path):
-    """A DataLoader's workers read what the process itself reads, also after it has read."""
+    """DataLoader workers read the same codes as the main process, also after the main process has read the store."""
     dataset = TopCodes(path)
     expected = torch.stack([dataset[i] for i in range(6)])
     assert torch.equal(torch.cat(list(DataLoader(dataset, 2, num_workers=2))), expected)
 
 
 def test_batches_of_codes(path: Path):
-    """Batches hold the records in the order asked for, with their labels and positions."""
+    """Batches contain the records in the requested order, with labels and batch indices."""
     records = make_codes(HEADER)
     first, second = load_code_batches(CodeStore(path), in_order([4, 0, 5], 2))
     assert torch.equal(first.codes["bottom"], torch.stack([records[i].codes["bottom"] for i in (4, 0)]))
@@ -337,7 +337,7 @@ def test_batches_of_codes(path: Path):
 
 
 def test_a_record_is_found_by_its_name(path: Path):
-    """Every one of them; a name that is not there is a KeyError."""
+    """`find` returns the record of each name and raises KeyError for an unknown name."""
     opened = CodeStore(path)
     for record in make_codes(HEADER):
         assert same(opened.find(record.name), record)
@@ -346,7 +346,7 @@ def test_a_record_is_found_by_its_name(path: Path):
 
 
 def test_all_records_as_arrays(path: Path):
-    """In the types they are stored in, labels and names beside them."""
+    """`to_numpy` returns all codes in their stored types, with labels and names."""
     arrays = CodeStore(path).to_numpy()
     records = make_codes(HEADER)
     assert list(arrays) == ["top", "bottom", "labels", "names"]

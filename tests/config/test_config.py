@@ -1,4 +1,4 @@
-"""The configuration: its files, its defaults, and the values it refuses."""
+"""Tests of the configuration: configuration files, defaults and rejected values."""
 
 import re
 from dataclasses import replace
@@ -48,7 +48,7 @@ def changed(config: Any, key: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_good(path: Path):
-    """Each file in configs/ is read and passes all checks."""
+    """Each file in configs/ can be read and passes all checks."""
     config, _ = parse_config(["--config", str(path)])
     shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     assert [x.name for x in shapes] == [x.name for x in config.autoencoder.levels]
@@ -57,18 +57,18 @@ def test_every_shipped_configuration_is_good(path: Path):
 
 @pytest.mark.parametrize(("name", "ratio"), [("imagenet256", 34.13), ("vqvae", 42.67), ("ffhq1024", 130.03)])
 def test_compression_of_the_papers_configurations(name: str, ratio: float):
-    """24 bits a pixel against 9 bits a code."""
+    """The compression ratio of the papers' configurations is that of 24 bits per pixel to 9 bits per code."""
     config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
     assert compression_ratio(config.autoencoder, config.images.height_width) == pytest.approx(ratio, abs=0.01)
 
 
 def test_a_good_configuration_passes():
-    """The configuration that the cases below spoil has nothing wrong with it."""
+    """The configuration that the following tests modify is valid."""
     check(GOOD)
 
 
 def test_defaults_fill_what_a_file_leaves_out(tmp_path: Path):
-    """Fields that a file does not name have the documented defaults, the averaging of priors included."""
+    """Fields missing from a file have the documented defaults, including weight averaging of priors."""
     config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
     assert (config.seed, config.trackers, config.images.channels) == (0, [], 3)
     assert config.autoencoder.commitment_weight == 0.25 and config.autoencoder.codebook_update == "ema"
@@ -87,7 +87,7 @@ WRONG = [
     ("images.size", [64, 64, 3]),
     ("images.channels", 4),
     ("images.size", 10**12),
-    ("images.root", "pictures"),  # of drawn shapes
+    ("images.root", "pictures"),  # the source is `shapes`, which reads no files
     ("images.validation_root", "pictures"),
     ("images.validation_fraction", 0.1),
     ("images.workers", 10**6),
@@ -149,20 +149,20 @@ WRONG = [
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_a_wrong_value_is_named(key: str, value: Any):
-    """The message has the key, with the index of a level in brackets, and the value."""
+    """The message contains the key, with the index of a level in brackets, and the value."""
     spelt = re.sub(r"\.(\d+)", r"[\1]", key)
     with pytest.raises(UserError, match=f"(?m)^{re.escape(f'{spelt}: {value!r}')} "):
         check(changed(GOOD, key, value))
 
 
 def test_the_nearest_good_size_is_named():
-    """The refusal of a size says the stride and a size that would do."""
+    """The message for an invalid size names the stride and a valid size."""
     with pytest.raises(UserError, match="stride 8, such as 104"):
         check(changed(GOOD, "images.size", 103))
 
 
 def test_every_wrong_value_is_listed():
-    """Three mistakes are three lines."""
+    """Three invalid values give three lines."""
     bad = changed(changed(changed(GOOD, "seed", -1), "images.channels", 2), "stage2.batch_size", 0)
     with pytest.raises(UserError) as refusal:
         check(bad)
@@ -174,7 +174,7 @@ def test_every_wrong_value_is_listed():
 
 
 def test_a_folder_needs_a_root():
-    """source: folder without images.root is refused, and good with it."""
+    """The source `folder` is rejected without images.root and accepted with it."""
     folder = changed(GOOD, "images.source", "folder")
     with pytest.raises(UserError, match=r"images\.root: None"):
         check(folder)
@@ -182,7 +182,7 @@ def test_a_folder_needs_a_root():
 
 
 def test_torchvision_has_held_out_images_of_its_own():
-    """A folder of others would change nothing."""
+    """images.validation_root is rejected with a torchvision source, which does not read it."""
     with pytest.raises(UserError, match=r"images\.validation_root: 'x'.*does not read it"):
         check(replace(GOOD, images=ImagesConfig(source="torchvision:MNIST", size=64, validation_root="x")))
 
@@ -197,19 +197,19 @@ def test_torchvision_has_held_out_images_of_its_own():
     ],
 )
 def test_a_model_that_no_process_can_hold_is_refused(key: str, name: str):
-    """Before PyTorch is asked for its memory."""
+    """A model with far too many parameters is rejected before any memory is allocated."""
     with pytest.raises(UserError, match=rf"(?m)^{name}: 'over [\d,]+ parameters'"):
         check(changed(GOOD, key, 10**12))
 
 
 def test_two_levels_of_one_name_are_refused():
-    """A level's name is the name of its prior and its folder, so it has to be unique."""
+    """Duplicate level names are rejected, because the name identifies the level's prior and its folder."""
     with pytest.raises(UserError, match=r"autoencoder\.levels: \['top', 'top'\]"):
         check(replace(GOOD, autoencoder=AutoencoderConfig([TOP, LevelConfig("top", 4)])))
 
 
 def test_level_dropout_needs_a_finer_level():
-    """Of one level alone there is nothing to hide, so a share above 0 would change nothing."""
+    """level_dropout above 0 is rejected with a single level, because there is no finer level to drop."""
     alone = replace(GOOD, priors={"top": PriorConfig()}, autoencoder=AutoencoderConfig([TOP], level_dropout=0.1))
     with pytest.raises(UserError, match=r"autoencoder\.level_dropout: 0\.1"):
         check(alone)
@@ -218,13 +218,13 @@ def test_level_dropout_needs_a_finer_level():
 
 @pytest.mark.parametrize("names", [["top"], ["top", "bottom", "middle"], ["top", "botom"], []])
 def test_priors_and_levels_have_the_same_names(names: list[str]):
-    """A level without an entry under priors, or the reverse, is refused with both lists."""
+    """If the names of levels and priors differ, the error lists both."""
     with pytest.raises(UserError, match=rf"priors: {re.escape(str(sorted(names)))}.*\['top', 'bottom'\]"):
         check(replace(GOOD, priors={name: PriorConfig() for name in names}))
 
 
 def test_heads_matter_only_with_attention():
-    """Heads that do not divide the width do no harm where there is no attention."""
+    """Without attention layers, the number of heads does not have to divide the number of channels."""
     check(changed(changed(GOOD, "priors.top.attention_layers", 0), "priors.top.attention_heads", 7))
 
 
@@ -233,7 +233,7 @@ def test_heads_matter_only_with_attention():
     [(96, 4, 3, 8), (5, 1, 1, 5), (2, 2, 1, 1)],
 )
 def test_a_batch_is_shared_out(batch_size: int, processes: int, accumulation: int, share: int):
-    """The shares of all processes and accumulation steps add up to the batch."""
+    """A batch is split evenly over all processes and accumulation steps."""
     assert local_batch_size("stage1.batch_size", batch_size, processes, accumulation) == share
 
 
@@ -242,7 +242,7 @@ def test_a_batch_is_shared_out(batch_size: int, processes: int, accumulation: in
     [(96, 5, 1), (96, 4, 5), (2, 4, 1), (6, 2, 2)],
 )
 def test_a_batch_that_does_not_come_out_even_is_refused(batch_size: int, processes: int, accumulation: int):
-    """The message has the key, all three numbers and the number to use a multiple of."""
+    """The message contains the key, all three numbers and the number of which the batch size must be a multiple."""
     numbers = f"{batch_size} .* {processes} processes x {accumulation} .* {processes * accumulation}$"
     with pytest.raises(UserError, match=f"stage1.batch_size: {numbers}"):
         local_batch_size("stage1.batch_size", batch_size, processes, accumulation)
@@ -257,12 +257,12 @@ def test_a_batch_that_does_not_come_out_even_is_refused(batch_size: int, process
     ],
 )
 def test_compression_ratio(levels: list[LevelConfig], height_width: tuple[int, int], ratio: float):
-    """Pixels of 24 bits over codes of log2 K bits, by hand."""
+    """The compression ratio is that of 24 bits per pixel to log2 K bits per code."""
     assert compression_ratio(AutoencoderConfig(levels), height_width) == pytest.approx(ratio, abs=0.005)
 
 
 def test_height_comes_before_width():
-    """[height, width] gives grids of that orientation; one number is both."""
+    """A size of [height, width] gives grids with the same orientation; a single number is both height and width."""
     assert ImagesConfig(size=[16, 64]).height_width == (16, 64) and ImagesConfig(size=32).height_width == (
         32,
         32,

@@ -1,4 +1,4 @@
-"""evaluate.py on the tiny run, as a user calls it."""
+"""Tests of pipelines/evaluate.py on the tiny run."""
 
 import json
 import shutil
@@ -72,16 +72,19 @@ def test_a_second_call_computes_nothing_and_other_samples_leave_the_rest(evaluat
     renewed = {line.split(": inputs")[0].rsplit("/", 1)[-1] for line in said.splitlines() if "starting over" in line}
     assert renewed == {"classifier_samples", "comparison"}
     assert json.loads((run / "evaluation.json").read_text())["fidelity"]["samples"]["images"] == 7
-    assert samples() == drawn and len(drawn) == 13  # an image never depends on how many there are
+    assert samples() == drawn and len(drawn) == 13  # an image does not depend on the number of samples
 
-    record = evaluation / "samples" / "made_of.json"  # as it was written when it held the count
+    record = evaluation / "samples" / "made_of.json"  # as in the earlier format, which included the number of samples
     record.write_text(json.dumps({**json.loads(record.read_text()), "num_samples": 13}))
     succeed("evaluate", "--run_dir", str(run), "--evaluation.num_samples", "9")
     assert samples() == drawn
 
 
 def test_two_processes_find_what_one_finds(evaluated_run: Path, found: dict, tmp_path: Path):
-    """An odd number of samples, so that a share has to be filled up; classifiers as one process trained them."""
+    """Two processes compute the same metrics as one process.
+
+    The number of samples is odd, so that one share is padded. The classifiers of the one-process run are reused.
+    """
     run = tmp_path / "run"
     shutil.copytree(evaluated_run, run)
     for part in ("reconstruction", "likelihood", "comparison"):
@@ -93,7 +96,7 @@ def test_two_processes_find_what_one_finds(evaluated_run: Path, found: dict, tmp
 
 
 def leaves(found: dict | list, path: str = "") -> dict[str, float]:
-    """All numbers of nested dictionaries and lists, by their path."""
+    """All numbers in nested dictionaries and lists, keyed by their path."""
     items = found.items() if isinstance(found, dict) else enumerate(found)
     numbers = {}
     for key, value in items:
@@ -111,7 +114,7 @@ def test_a_fraction_of_the_samples_is_kept(evaluated_run: Path, tiny_run):
     kept = sorted(folder.glob("*.png"))
     labels = [path.stem.rsplit("_", 1)[1] for path in kept]
     assert 3 <= len(kept) < 12 and set(labels) <= set(Generator.from_run(evaluated_run).classes)
-    assert len(set(labels)) >= 3  # of each class that was drawn, at least one
+    assert len(set(labels)) >= 3  # at least one sample of each class is kept
     with Image.open(folder.with_name(f"{folder.name}.png")) as grid:
         assert grid.width > 32
     assert "keep_fraction" in refusal("sample", *flags, "--keep_fraction", "1.5")
@@ -120,7 +123,7 @@ def test_a_fraction_of_the_samples_is_kept(evaluated_run: Path, tiny_run):
 
 
 def test_a_run_without_classes(tmp_path: Path):
-    """No classifier: its metrics are null; what a classifier would rank is refused."""
+    """Without classes, metrics that need a classifier are null, and --keep_fraction is rejected."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(12):
@@ -132,7 +135,7 @@ def test_a_run_without_classes(tmp_path: Path):
         succeed(f"stage{stage}", *flags)
     assert "seed" in refusal("evaluate", *flags, "--seed", "1")
     assert "guidance" in refusal("evaluate", "--run_dir", str(tmp_path / "run"), "--evaluation.guidance", "2")
-    assert not (tmp_path / "run" / "evaluation").exists()  # before any work
+    assert not (tmp_path / "run" / "evaluation").exists()  # options are rejected before any computation
     succeed("evaluate", "--run_dir", str(tmp_path / "run"), "--evaluation.num_samples", "6")
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert found["classification_accuracy"] is None and found["fidelity"]["classifier_features"] is None

@@ -1,4 +1,4 @@
-"""Distances between sets of features, against values known in closed form."""
+"""Fidelity metrics, compared with values known in closed form."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 def with_moments(mean: torch.Tensor, covariance: torch.Tensor, count: int = 200) -> torch.Tensor:
-    """Random features whose sample mean and covariance are exactly these."""
+    """Random features with exactly the given sample mean and covariance."""
     x = torch.randn(count, len(mean), dtype=torch.float64, generator=GENERATOR)
     x = x - x.mean(0)
     white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
@@ -19,7 +19,7 @@ def with_moments(mean: torch.Tensor, covariance: torch.Tensor, count: int = 200)
 
 
 def test_frechet_distance_of_two_gaussians():
-    """With covariances that commute: squared distance of the means and of the deviations."""
+    """For commuting covariances, it is the squared distance of the means plus that of the standard deviations."""
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=GENERATOR)).Q
     deviations = torch.tensor([[1.0, 2.0, 0.5, 3.0, 1.5], [2.0, 1.0, 0.5, 1.0, 4.0]], dtype=torch.float64)
     means = torch.tensor([[0.0, 1.0, 2.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, -1.0]], dtype=torch.float64)
@@ -33,18 +33,18 @@ def test_a_set_against_itself():
     logits = torch.randn(60, 3, generator=GENERATOR)
     found = fidelity(Seen(features, logits), Seen(features, logits))
     assert found["fid"] == pytest.approx(0, abs=1e-6)
-    assert found["kid"] <= 1e-6  # unbiased: what a set has in common with itself makes it negative
+    assert found["kid"] <= 1e-6  # the unbiased estimate for a set and itself is negative
     assert found["precision"] == found["recall"] == 1
 
 
 def test_kernel_distance_has_a_deviation():
-    """Its subsets are a part of the set, whatever its size, so that they differ."""
+    """KID has a nonzero standard deviation, because its subsets are smaller than the set for any set size."""
     sets = [Seen(torch.randn(60, 7, generator=GENERATOR), torch.randn(60, 3, generator=GENERATOR)) for _ in range(2)]
     assert fidelity(*sets)["kid_std"] > 1e-4
 
 
 def test_inception_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
-    """Whatever surrounds it: published distances are float32."""
+    """Inception computes in float32 even inside an autocast region, as for published distances."""
     one = torch.full((1, 1), 1 + 2**-12)  # bf16 rounds it to 1
 
     class Extractor(torch.nn.Module):
@@ -63,7 +63,7 @@ def test_inception_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_score_of_certain_and_of_equal_classes():
-    """Certain and evenly spread over 4 classes: 4; the same for every image: 1."""
+    """The Inception score is 4 for certain predictions spread evenly over 4 classes, 1 for identical predictions."""
     features = torch.randn(40, 3, generator=GENERATOR)
     certain = 100 * torch.nn.functional.one_hot(torch.arange(40) % 4, 4).float()
     assert fidelity(Seen(features, certain), Seen(features, certain))["score"] == pytest.approx(4, rel=1e-6)
@@ -72,7 +72,7 @@ def test_score_of_certain_and_of_equal_classes():
 
 
 def test_precision_and_recall_of_half_a_set():
-    """Samples of one of two far-away groups: all of them real, half of the real ones covered."""
+    """Samples from one of two distant clusters of real features have a precision of 1 and a recall of 0.5."""
     groups = [torch.randn(30, 2, generator=GENERATOR) + 100 * i for i in range(2)]
     found = precision_and_recall(groups[0] + 0.01, torch.cat(groups))
     assert found["precision"] == pytest.approx(1, abs=0.1)

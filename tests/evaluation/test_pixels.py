@@ -1,4 +1,4 @@
-"""Metrics of pixels, against scikit-image."""
+"""Pixel metrics, compared with scikit-image."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_small_pictures_have_no_ssim():
 
 
 class FakeLpips(torch.nn.Module):
-    """A product whose result tells the precision it was computed in."""
+    """Stands in for LPIPS and returns a matrix product that reveals the precision it was computed in."""
 
     def __init__(self, net_type: str):
         super().__init__()
@@ -56,7 +56,7 @@ class FakeLpips(torch.nn.Module):
 
 
 def test_lpips_is_left_out_below_the_size_it_can_take(monkeypatch):
-    """AlexNet's features, as LPIPS reads them up to the last rectifier, have no pixel left below."""
+    """LPIPS is left out below LPIPS_SMALLEST, the smallest size for which AlexNet's last ReLU has an output."""
     monkeypatch.setattr(pixels, "lpips_weights_are_there", lambda: True)
     monkeypatch.setattr(pixels, "LearnedPerceptualImagePatchSimilarity", FakeLpips)
     features = torchvision.models.alexnet().features[:12]

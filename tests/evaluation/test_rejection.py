@@ -1,4 +1,4 @@
-"""Which samples are kept."""
+"""Tests of rejection sampling: the classifier confidence and which samples are kept."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_the_best_of_each_class_are_kept():
 
 
 class OnAnotherDevice(torch.nn.Module):
-    """Stands for a classifier on a GPU; of two classes it is confident of the first."""
+    """Stands in for a classifier on a GPU; it always predicts the first of two classes with high confidence."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OnAnotherDevice(torch.nn.Module):
 
 
 def test_samples_are_ranked_on_the_device_of_the_classifier(tmp_path: Path):
-    """A GPU is not left idle while the CPU ranks the samples."""
+    """Samples are moved to the classifier's device before they are classified."""
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:
         Image.new("RGB", (8, 8)).save(path)

@@ -1,4 +1,4 @@
-"""What a user holds after training, on a tiny finished run."""
+"""The `Generator` of a finished tiny run."""
 
 import json
 import shutil
@@ -25,7 +25,10 @@ def pixels_apart(one: torch.Tensor, other: torch.Tensor) -> int:
 
 
 def test_sample_is_determined_by_the_seed(generator: Generator) -> None:
-    """The same seed gives the same images bit for bit, another seed others; images of one seed differ."""
+    """The same seed gives the same images bit for bit; another seed gives different images.
+
+    Images of the same seed differ from one another.
+    """
     first = generator.sample(3, seed=1, batch_size=3)
     assert first.dtype == torch.uint8 and first.shape == (3, 3, 16, 32)
     assert torch.equal(first, generator.sample(3, seed=1, batch_size=3))
@@ -34,7 +37,10 @@ def test_sample_is_determined_by_the_seed(generator: Generator) -> None:
 
 
 def test_image_does_not_depend_on_the_number_of_images(generator: Generator) -> None:
-    """With the same batch size image i is the same among 1, 4 or 7, and where sampling begins with it."""
+    """With the same batch size, an image depends only on its index.
+
+    It does not depend on the number of images or on `first_image`.
+    """
     many = generator.sample(7, seed=3, batch_size=4)
     for count in (1, 4):
         assert torch.equal(generator.sample(count, seed=3, batch_size=4), many[:count])
@@ -42,7 +48,7 @@ def test_image_does_not_depend_on_the_number_of_images(generator: Generator) -> 
 
 
 def test_label_by_name_and_by_index(generator: Generator) -> None:
-    """The name of a class and its index, also as text, mean the same; other classes and none give other images."""
+    """A class can be given by name, index or index as text; other classes and "none" give different images."""
     name = generator.classes[1]
     by_name = generator.sample(2, label=name, batch_size=2)
     for label in (1, "1", [name, 1]):
@@ -54,7 +60,10 @@ def test_label_by_name_and_by_index(generator: Generator) -> None:
 
 
 def test_no_label_draws_classes_by_their_frequency(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
-    """An image's class follows from its own seed, and over many images classes are as frequent as in training."""
+    """Without a label, the class of each image is drawn with the class frequencies of the training set.
+
+    It depends only on the seed and the index of the image.
+    """
     frequencies = torch.tensor(json.loads((tiny_run[1] / "stage1" / "model.json").read_text())["class_frequencies"])
     labels = generator.labels(None, range(3000), seed=0)
     assert torch.allclose(torch.bincount(labels, minlength=len(frequencies)) / 3000, frequencies, atol=0.03)
@@ -83,13 +92,13 @@ def test_no_label_draws_classes_by_their_frequency(generator: Generator, tiny_ru
     ],
 )
 def test_argument_that_does_not_fit_is_refused(generator: Generator, arguments: dict, said: str) -> None:
-    """The message names the argument or quotes its value."""
+    """An invalid argument raises a UserError that names the argument or quotes its value."""
     with pytest.raises(UserError, match=said):
         generator.sample(2, **arguments)
 
 
 def test_controls_change_what_is_drawn(generator: Generator) -> None:
-    """Temperature, top_k, top_p without top_k, and guidance each change the images; neutral values do not."""
+    """Temperature, top_k, top_p (without top_k) and guidance each change the samples; neutral values do not."""
     plain = generator.sample(4, seed=0, label=0, batch_size=4)
     for controls in (
         {"temperature": 0.2},
@@ -108,7 +117,10 @@ def some_images(count: int) -> torch.Tensor:
 
 
 def test_complete_keeps_the_region_and_draws_the_rest(generator: Generator) -> None:
-    """All kept: the reconstruction. Half: other images for another seed, the other image's half stays apart."""
+    """With the whole image kept, `complete` returns the reconstruction.
+
+    With the upper half kept, the rest depends on the seed, and the images differ from those of `sample`.
+    """
     images = some_images(3)
     whole = generator.complete(images, "0,0,32,16", batch_size=2)
     assert torch.equal(whole, generator.decode(generator.encode(images)))
@@ -119,7 +131,7 @@ def test_complete_keeps_the_region_and_draws_the_rest(generator: Generator) -> N
 
 
 def test_resample_keeps_the_coarser_codes(generator: Generator) -> None:
-    """From the coarsest level on it is sampling; from the bottom on the top codes decide what is drawn."""
+    """From the coarsest level, `resample` equals `sample`; from the bottom level, it depends on the seed and image."""
     images = some_images(2)
     assert torch.equal(generator.resample(images, "top", batch_size=2), generator.sample(2, batch_size=2))
     first = generator.resample(images, batch_size=2)
@@ -128,7 +140,7 @@ def test_resample_keeps_the_coarser_codes(generator: Generator) -> None:
 
 
 def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
-    """Encoding the held-out images once more gives the records of the store."""
+    """`encode` of the validation images gives the codes that stage 2 stored."""
     config = yaml.safe_load(tiny_run[0].read_text())
     images = open_images(ImagesConfig(**config["images"]), seed=0).validation
     store = CodeStore(tiny_run[1] / "codes" / "validation.lmdb")
@@ -139,9 +151,9 @@ def test_codes_are_those_that_stage_2_wrote(generator: Generator, tiny_run: tupl
 
 
 def test_encode_and_decode_are_the_autoencoders_reconstruction(generator: Generator) -> None:
-    """Codes have their levels' grids and int64, and decode to the images of the forward pass.
+    """`encode` returns int64 codes of each level's grid; `decode` gives the images of the autoencoder's forward pass.
 
-    This holds for more images than a batch too.
+    The number of images is larger than a batch.
     """
     images = torch.randint(256, (19, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     codes = generator.encode(images)
@@ -156,7 +168,7 @@ def test_encode_and_decode_are_the_autoencoders_reconstruction(generator: Genera
 
 
 def test_what_it_returns_can_be_trained_on(generator: Generator) -> None:
-    """Codes and images are ordinary tensors: autograd may keep them, and they may be changed in place."""
+    """Returned codes and images are ordinary tensors: they can be used with autograd and modified in place."""
     codes = generator.encode(generator.sample(1, batch_size=1).add_(0))
     torch.nn.Embedding(300, 2)(codes["bottom"]).sum().backward()
 
@@ -172,19 +184,19 @@ def test_what_it_returns_can_be_trained_on(generator: Generator) -> None:
     ids=lambda x: f"{tuple(x.shape)} {x.dtype}",
 )
 def test_images_of_another_kind_are_refused(generator: Generator, images: torch.Tensor) -> None:
-    """Wrong sides, channels, dimensions or type: the message says what was given and what would be right."""
+    """Images of wrong size, channels, dimensions or dtype raise a UserError that states the expected shape."""
     with pytest.raises(UserError, match=r"\(B, 3, 16, 32\)"):
         generator.encode(images)
 
 
 def test_missing_level_is_refused(generator: Generator) -> None:
-    """Codes without a level's are refused by that level's name."""
+    """Decoding without the codes of a level raises a UserError that names the level."""
     with pytest.raises(UserError, match="bottom"):
         generator.decode({"top": torch.zeros(1, 2, 4, dtype=torch.long)})
 
 
 def test_priors_run_in_double(tiny_run: tuple[Path, Path]) -> None:
-    """In float64 whole-grid passes over sampled codes give a finite NLL that agrees with the float32 one."""
+    """In float64, the NLL of sampled codes is finite and close to that in float32."""
     generator = Generator.from_run(tiny_run[1], device="cpu", dtype="float32")
     codes = generator.encode(generator.sample(4, seed=0, batch_size=4))
     labels = torch.tensor([0, 1, 2, -1])
@@ -202,13 +214,13 @@ def test_priors_run_in_double(tiny_run: tuple[Path, Path]) -> None:
 
 
 def test_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    """The message names the folder and the stage to finish."""
+    """A missing run directory raises a UserError that names the directory and stage 1."""
     with pytest.raises(UserError, match=r"nowhere.*stage1"):
         Generator.from_run(tmp_path / "nowhere")
 
 
 def test_unfinished_prior_is_named(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
-    """Without stage 4 encode works, and sample says which command is missing."""
+    """Without stage 4, `encode` works and `sample` raises a UserError that names the command to run."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run[1], run, ignore=shutil.ignore_patterns("stage4"))
     generator = Generator.from_run(run, device="cpu")
@@ -218,7 +230,7 @@ def test_unfinished_prior_is_named(tiny_run: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_prior_of_another_autoencoder_is_refused(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
-    """The message names both files."""
+    """A prior trained on the codes of another autoencoder raises a UserError that names both files."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run[1], run)
     path = run / "stage3" / "model.json"
@@ -229,7 +241,7 @@ def test_prior_of_another_autoencoder_is_refused(tiny_run: tuple[Path, Path], tm
 
 
 def test_damaged_weights_are_refused(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights that are not those that model.json describes are named."""
+    """Weights that do not match the hash in model.json raise a UserError that names the file."""
     run = tmp_path / "run"
     shutil.copytree(tiny_run[1], run)
     path = run / "stage1" / "model.safetensors"
@@ -241,7 +253,10 @@ def test_damaged_weights_are_refused(tiny_run: tuple[Path, Path], tmp_path: Path
 
 
 def test_bfloat16_decodes_nearly_the_same(generator: Generator, tiny_run: tuple[Path, Path]) -> None:
-    """A generator in bfloat16 samples images, and decodes codes to within a few grey values of float32."""
+    """In bfloat16, images can be sampled, and decoded images differ from float32 by at most 8 of 255.
+
+    float16 is refused.
+    """
     rough = Generator.from_run(tiny_run[1], device="cpu", dtype="bfloat16")
     codes = generator.encode(generator.sample(2, batch_size=2))
     assert 0 <= pixels_apart(rough.decode(codes), generator.decode(codes)) <= 8

@@ -1,4 +1,4 @@
-"""Image files of every kind that people have."""
+"""Decoding of image files: modes, bit depths, color profiles, orientation, cropping and damaged files."""
 
 import struct
 import zlib
@@ -19,42 +19,42 @@ GRAY = PICTURE[..., 0]
 
 
 def read(path: Path, height: int = HEIGHT, width: int = WIDTH, channels: int = 3) -> np.ndarray:
-    """A file as int (height, width, channels)."""
+    """Read a file as an int array (height, width, channels)."""
     return read_image(path, (height, width), channels).permute(1, 2, 0).numpy().astype(int)
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """ITU-R 601 luma of (..., 3)."""
+    """ITU-R 601 luma of an RGB array (..., 3)."""
     return rgb @ np.array([0.299, 0.587, 0.114])
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with (H, W) of opacity, laid over white."""
+    """Blend colors (H, W, 3) with opacity (H, W) over white."""
     return 255 + (colour.astype(float) - 255) * (alpha[..., None] / 255)
 
 
 def test_rgb(tmp_path: Path):
-    """A lossless RGB file of the wanted size comes back as it is."""
+    """A lossless RGB file of the requested size is read unchanged."""
     Image.fromarray(PICTURE).save(tmp_path / "x.png")
     assert np.array_equal(read(tmp_path / "x.png"), PICTURE)
 
 
 def test_gray(tmp_path: Path):
-    """Mode L is three equal channels, or one."""
+    """Mode L gives three equal channels, or one channel."""
     Image.fromarray(GRAY).save(tmp_path / "x.png")
     assert np.array_equal(read(tmp_path / "x.png"), np.stack([GRAY] * 3, -1))
     assert np.array_equal(read(tmp_path / "x.png", channels=1)[..., 0], GRAY)
 
 
 def test_black_and_white(tmp_path: Path):
-    """Mode 1 is 0 and 255."""
+    """Mode 1 gives the values 0 and 255."""
     Image.fromarray(GRAY > 127).save(tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").mode == "1"
     assert np.array_equal(read(tmp_path / "x.png", channels=1)[..., 0], np.where(GRAY > 127, 255, 0))
 
 
 def test_palette(tmp_path: Path):
-    """A paletted file has its palette's colours."""
+    """A palette image has the colors of its palette."""
     paletted = Image.fromarray(GRAY // 64, mode="P")
     colours = np.array([[250, 10, 20], [0, 200, 30], [5, 6, 240], [9, 90, 99]], dtype=np.uint8)
     paletted.putpalette(colours.tobytes())
@@ -63,7 +63,7 @@ def test_palette(tmp_path: Path):
 
 
 def test_palette_with_transparency(tmp_path: Path):
-    """A transparent palette entry is white."""
+    """A transparent palette entry becomes white."""
     paletted = Image.fromarray(GRAY // 128, mode="P")
     paletted.putpalette([200, 0, 0, 0, 0, 200])
     paletted.save(tmp_path / "x.png", transparency=0)
@@ -73,7 +73,7 @@ def test_palette_with_transparency(tmp_path: Path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparency_lies_over_white(tmp_path: Path, channels: int):
-    """RGBA is blended with white by its opacity, also where the colour below full transparency is black."""
+    """RGBA is blended with white, also where fully transparent pixels are black."""
     alpha = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
     colour = np.where(alpha[..., None] == 0, 0, PICTURE).astype(np.uint8)
     Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "x.png")
@@ -83,7 +83,7 @@ def test_transparency_lies_over_white(tmp_path: Path, channels: int):
 
 
 def test_gray_with_transparency(tmp_path: Path):
-    """LA is blended with white as well."""
+    """LA is blended with white."""
     alpha = PICTURE[..., 1]
     Image.fromarray(np.dstack([GRAY, alpha]), mode="LA").save(tmp_path / "x.png")
     expected = over_white(np.stack([GRAY] * 3, -1), alpha)
@@ -92,7 +92,7 @@ def test_gray_with_transparency(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
 def test_sixteen_bits_are_scaled(tmp_path: Path, name: str):
-    """0..65535 becomes 0..255 evenly; nothing above 255 is clipped to white."""
+    """16-bit values are scaled linearly from 0..65535 to 0..255 and not clipped."""
     values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     Image.fromarray(values).save(tmp_path / name)
     assert Image.open(tmp_path / name).mode.startswith("I")
@@ -100,14 +100,14 @@ def test_sixteen_bits_are_scaled(tmp_path: Path, name: str):
 
 
 def test_cmyk(tmp_path: Path):
-    """Inks without a profile are subtracted from white."""
+    """CMYK without a profile is converted by subtracting the inks from white."""
     inks = np.dstack([PICTURE, np.zeros_like(GRAY)])
     Image.fromarray(inks, mode="CMYK").save(tmp_path / "x.tif")
     assert np.abs(read(tmp_path / "x.tif") - (255 - PICTURE.astype(int))).max() <= 1
 
 
 def test_an_unusable_profile_is_left_aside(tmp_path: Path):
-    """An sRGB profile, which cannot describe inks, does not keep a CMYK file from being read."""
+    """A profile that does not match the mode, here sRGB in a CMYK file, is ignored."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     inks = np.dstack([PICTURE, np.zeros_like(GRAY)])
     Image.fromarray(inks, mode="CMYK").save(tmp_path / "x.tif", icc_profile=profile)
@@ -115,7 +115,7 @@ def test_an_unusable_profile_is_left_aside(tmp_path: Path):
 
 
 def red_and_blue_swapped() -> bytes:
-    """An ICC profile whose red primary is sRGB's blue one, and the reverse."""
+    """Return an sRGB ICC profile with the red and blue primaries swapped."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
     profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
@@ -124,7 +124,7 @@ def red_and_blue_swapped() -> bytes:
 
 @pytest.mark.parametrize("size", [(16, 24), (8, 12)])
 def test_the_profile_of_an_rgb_file_is_applied(tmp_path: Path, size: tuple[int, int]):
-    """Where red stands for blue, blue is seen, scaled or not; an sRGB profile changes nothing."""
+    """A profile with red and blue swapped swaps them in the pixels, scaled or not; an sRGB profile changes nothing."""
     pixels = np.full((16, 24, 3), (230, 20, 60), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png", icc_profile=red_and_blue_swapped())
     assert np.abs(read_image(tmp_path / "x.png", size, 3).permute(1, 2, 0).numpy() - pixels[0, 0, ::-1]).max() <= 4
@@ -134,19 +134,19 @@ def test_the_profile_of_an_rgb_file_is_applied(tmp_path: Path, size: tuple[int, 
 
 
 def test_transparency_lies_over_the_chosen_background(tmp_path: Path):
-    """Half of red over blue."""
+    """RGBA is blended with the given background: half-transparent red over blue."""
     Image.new("RGBA", (8, 8), (255, 0, 0, 128)).save(tmp_path / "x.png")
     pixels = read_image(tmp_path / "x.png", (8, 8), 3, background=(0, 0, 255))
     assert (pixels[:, 0, 0] - torch.tensor([128, 0, 127])).abs().max() <= 1
 
 
 def test_grayscale_of_colours(tmp_path: Path):
-    """One channel of a coloured file is its luma."""
+    """With one channel, a color image becomes its luma."""
     Image.fromarray(PICTURE).save(tmp_path / "x.png")
     assert np.abs(read(tmp_path / "x.png", channels=1)[..., 0] - luma(PICTURE)).max() <= 1
 
 
-TURNED = {  # how an upright picture is stored, by EXIF orientation (TIFF 6.0, tag 274)
+TURNED = {  # EXIF orientation (TIFF 6.0, tag 274) -> function from upright to stored pixels
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -161,7 +161,7 @@ TURNED = {  # how an upright picture is stored, by EXIF orientation (TIFF 6.0, t
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("name", ["x.png", "x.tif", "x.webp"])
 def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, name: str):
-    """Whatever the EXIF orientation, the pixels are those of the upright picture."""
+    """The EXIF orientation is applied: the pixels are those of the upright image."""
     exif = Image.Exif()
     exif[274] = orientation
     stored = np.ascontiguousarray(TURNED[orientation](PICTURE))
@@ -172,7 +172,7 @@ def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, name: str
 
 @pytest.mark.parametrize("orientation", TURNED)
 def test_large_photos_are_turned_upright(tmp_path: Path, orientation: int):
-    """A JPEG that the decoder shrinks by itself is upright too: its quarters are where they belong."""
+    """The EXIF orientation is also applied to a JPEG that the decoder downscales."""
     quarters = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 30, 220], [200, 200, 40]]], dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = orientation
@@ -183,7 +183,7 @@ def test_large_photos_are_turned_upright(tmp_path: Path, orientation: int):
 
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (200, 100), (100, 300)])
 def test_the_centre_is_cropped(tmp_path: Path, height: int, width: int):
-    """Of a long picture the middle square remains, at its full breadth."""
+    """An image that is not square is cropped to the square at its center."""
     side = min(height, width)
     picture = np.full((height, width, 3), 255, dtype=np.uint8)
     top, left = (height - side) // 2, (width - side) // 2
@@ -195,11 +195,11 @@ def test_the_centre_is_cropped(tmp_path: Path, height: int, width: int):
     expected = np.repeat([[[200, 40, 40]] * 5 + [[40, 40, 200]] * 5], 10, 0)
     beside_the_edge = [0, 1, 2, 7, 8, 9]
     assert np.abs(read(tmp_path / "x.png", 10, 10) - expected)[1:-1, beside_the_edge].max() <= 30
-    assert read(tmp_path / "x.png", 10, 10)[..., 1].max() < 100  # none of the white around it
+    assert read(tmp_path / "x.png", 10, 10)[..., 1].max() < 100  # no white from the cropped area
 
 
 def test_height_and_width_are_not_swapped(tmp_path: Path):
-    """A wanted shape that is not square is (height, width)."""
+    """A size that is not square is interpreted as (height, width)."""
     picture = np.zeros((4, 12, 3), dtype=np.uint8)
     picture[:, 6:] = 255
     Image.fromarray(picture).save(tmp_path / "x.png")
@@ -209,7 +209,7 @@ def test_height_and_width_are_not_swapped(tmp_path: Path):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif", ".bmp"])
 @pytest.mark.parametrize("spoil", [lambda x: x[: len(x) * 2 // 3], lambda x: b"", lambda x: b"<html>"])
 def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, spoil):
-    """A cut-off, empty or mistaken file is a message with its path."""
+    """A truncated, empty or non-image file raises a UserError with its path."""
     big = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = tmp_path / f"bad{suffix}"
     Image.fromarray(big).save(path)
@@ -219,14 +219,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, spoil):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    """So is one that is not there."""
+    """A missing file raises a UserError with its path."""
     with pytest.raises(UserError, match=r"gone\.png: cannot be read"):
         read(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("side", [10_000, 30_000])
 def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int):
-    """A few bytes that claim to be 100 or 900 million pixels are not decoded."""
+    """A small file that declares 100 or 900 million pixels raises a UserError."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -240,6 +240,9 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int):
 
 
 def test_spoilt_files_give_pixels_or_a_message(tmp_path: Path):
-    """Changed and cut-off bytes; more of them by hand, see tests/by_hand/fuzz_images.py."""
+    """Reading a file with changed or missing bytes returns pixels or raises a UserError.
+
+    tests/by_hand/fuzz_images.py runs the same check on more files.
+    """
     found = fuzz(50, seed=1, folder=tmp_path)
     assert found["pixels"] > 5 and found["message"] > 5

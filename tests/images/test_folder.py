@@ -1,4 +1,4 @@
-"""Folders of images, and how they are split."""
+"""Listing image folders and splitting them into training and validation sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from vqvae2.images.sources import open_images
 
 
 def touch(root: Path, *names: str) -> Path:
-    """Empty files below `root`."""
+    """Create empty files below `root`."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -21,7 +21,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def test_class_folders(tmp_path: Path):
-    """The first folder on a file's path is its class; classes and names are sorted."""
+    """The first folder in a file's path is its class; classes and names are sorted."""
     listing = list_folder(touch(tmp_path, "shoe/b.JPG", "hat/a.png", "shoe/old/a.jpeg", "hat/z.webp"))
     assert listing.classes == ["hat", "shoe"]
     assert list(zip(listing.names, listing.labels, strict=True)) == [
@@ -33,13 +33,13 @@ def test_class_folders(tmp_path: Path):
 
 
 def test_flat_folder(tmp_path: Path):
-    """Without class folders there are no classes and no labels."""
+    """Without class folders there are no classes and all labels are -1."""
     listing = list_folder(touch(tmp_path, "b.png", "a.bmp"))
     assert listing == ([], [-1, -1], ["a.bmp", "b.png"], tmp_path, 0)
 
 
 def test_what_is_no_image_is_left_aside(tmp_path: Path):
-    """Other files are counted, hidden files and hidden folders not even that; none of them makes a class."""
+    """Files that are not images are counted; hidden files and folders are ignored. Neither creates a class."""
     names = [
         "hat/a.png",
         "hat/notes.txt",
@@ -54,14 +54,14 @@ def test_what_is_no_image_is_left_aside(tmp_path: Path):
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path):
-    """A class folder may be a symbolic link to another place."""
+    """A class folder can be a symbolic link."""
     touch(tmp_path, "elsewhere/a.png", "root/hat/b.png")
     (tmp_path / "root" / "shoe").symlink_to(tmp_path / "elsewhere")
     assert list_folder(tmp_path / "root").names == ["hat/b.png", "shoe/a.png"]
 
 
 def test_a_folder_reached_twice_counts_once(tmp_path: Path):
-    """Also where a link leads back to a folder above it."""
+    """A folder that is reachable by several paths is listed once; links to a parent folder cause no infinite loop."""
     touch(tmp_path, "hat/a.png", "hat/old/b.png")
     (tmp_path / "hat" / "old" / "back").symlink_to(tmp_path)
     (tmp_path / "shoe").symlink_to(tmp_path / "hat" / "old")
@@ -69,7 +69,7 @@ def test_a_folder_reached_twice_counts_once(tmp_path: Path):
 
 
 def test_a_csv_file_names_images_and_labels(tmp_path: Path):
-    """Paths are relative to it; classes are sorted; without a column of labels there are none."""
+    """Paths in a CSV file are relative to it and classes are sorted; without a label column there are no classes."""
     path = tmp_path / "list.csv"
     path.write_text('path,label\nold/b.png,shoe\n"a, b.png",hat\n\nc.png,shoe\n')
     assert list_images(path) == (["hat", "shoe"], [0, 1, 1], ["a, b.png", "c.png", "old/b.png"], tmp_path, 0)
@@ -88,7 +88,7 @@ def test_a_csv_file_names_images_and_labels(tmp_path: Path):
     ],
 )
 def test_a_broken_csv_file_is_refused(tmp_path: Path, content: str, said: str):
-    """With the line, and what it should be."""
+    """An invalid CSV file raises a UserError that quotes the line; a missing file is named."""
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(UserError, match=said):
         list_images(tmp_path / "list.csv")
@@ -97,27 +97,27 @@ def test_a_broken_csv_file_is_refused(tmp_path: Path, content: str, said: str):
 
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path):
-    """A mixed folder is refused, with the stray image."""
+    """An image beside the class folders raises a UserError that names the image."""
     with pytest.raises(UserError, match=r"stray\.png is not in a class folder"):
         list_folder(touch(tmp_path, "hat/a.png", "stray.png"))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path):
-    """A folder without an image is refused with its path and what was looked for."""
+    """A folder without images raises a UserError with its path and the accepted suffixes."""
     with pytest.raises(UserError, match=rf"{tmp_path}: contains no images.*\.png"):
         list_folder(touch(tmp_path, "notes.txt"))
 
 
 @pytest.mark.parametrize("name", ["gone", "file.png"])
 def test_a_missing_folder_is_refused(tmp_path: Path, name: str):
-    """A path that is not there, or not a folder, is refused with the key to set."""
+    """A path that is missing or not a folder raises a UserError that names the configuration key."""
     touch(tmp_path, "file.png")
     with pytest.raises(UserError, match=rf"{name}: no such folder: set images\.root"):
         list_folder(tmp_path / name)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path):
-    """The set can be opened, and loading the broken image names it; its neighbours load."""
+    """A set with an unreadable image can be opened; loading this image raises a UserError with its name."""
     touch(tmp_path, "a.png", "b.png", "c.png")
     for name in ("a.png", "c.png"):
         Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / name)
@@ -137,14 +137,14 @@ LABELS = [0] * 60 + [1] * 30 + [2] * 9 + [3]
 
 @pytest.mark.parametrize("first_count", [5, 50, 90, 99])
 def test_a_split_is_disjoint_and_complete(first_count: int):
-    """Every index is in exactly one of the two sorted parts, and the first has the wanted size."""
+    """Every index is in exactly one of the two sorted parts, and the first part has the requested size."""
     first, second = split(LABELS, first_count, seed=0)
     assert first == sorted(first) and second == sorted(second) and len(first) == first_count
     assert sorted(first + second) == list(range(100))
 
 
 def test_a_split_keeps_proportions():
-    """Each class gives its share, to one image."""
+    """Each class is split in the same proportion, to within one image."""
     first, _ = split(LABELS, 80, seed=0)
     counts = Counter(LABELS[i] for i in first)
     for label, size in Counter(LABELS).items():
@@ -153,11 +153,11 @@ def test_a_split_keeps_proportions():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_only_image_of_a_class_is_for_training(seed: int):
-    """No class is held out altogether, whatever the seed."""
+    """The only image of a class is assigned to the training set for every seed."""
     first, _ = split(LABELS, 50, seed)
     assert 99 in first
 
 
 def test_a_split_is_drawn_from_the_seed():
-    """The same seed gives the same split, another one another."""
+    """The same seed gives the same split, and another seed a different one."""
     assert split(LABELS, 80, seed=1) == split(LABELS, 80, seed=1) != split(LABELS, 80, seed=2)

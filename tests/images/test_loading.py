@@ -1,4 +1,4 @@
-"""Batches of images from worker processes."""
+"""Loading batches of images, with and without worker processes."""
 
 import itertools
 from pathlib import Path
@@ -29,18 +29,18 @@ def take(
     first_step: int = 0,
     count: int = 4,
 ) -> list[ImageBatch]:
-    """The first batches of an order of the images."""
+    """Return the first `count` batches, starting at `first_step`."""
     order = StepOrder(len(images), 6, seed=1, first_step=first_step)
     return list(itertools.islice(load_batches(images, order, workers, augmentation), count))
 
 
 def same(one: list[ImageBatch], other: list[ImageBatch]) -> bool:
-    """Whether all tensors are equal."""
+    """Whether all tensors of the batches are equal."""
     return all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
 def flipped(images: ImageSet, item: Item, seed: int) -> bool:
-    """Whether the image of `item` arrives mirrored."""
+    """Whether the image of `item` is flipped horizontally when it is loaded."""
     batch = next(load_batches(images, [[item]], 0, None if seed is None else Augmentation(seed, True, None)))
     plain = images.load(item.index)
     assert torch.equal(batch.images[0], plain) or torch.equal(batch.images[0], plain.flip(-1))
@@ -48,7 +48,7 @@ def flipped(images: ImageSet, item: Item, seed: int) -> bool:
 
 
 def test_batches_are_the_images_that_the_order_lists(images: ImageSet):
-    """Pixels, labels and positions are those of each item, in its place."""
+    """Images, labels and batch indices are those of the listed items, in this order."""
     batch = next(load_batches(images, in_order([7, 2, 10], 3), 0))
     assert torch.equal(batch.images, torch.stack([images.load(i) for i in (7, 2, 10)]))
     assert batch.labels.tolist() == [images.labels[i] for i in (7, 2, 10)] and batch.batch_indices.tolist() == [
@@ -59,7 +59,7 @@ def test_batches_are_the_images_that_the_order_lists(images: ImageSet):
 
 
 def test_workers_change_nothing(images: ImageSet):
-    """Two workers give what the process itself gives, flips and crops included, also from a later step on."""
+    """Two workers give the same batches as no workers, with flips and crops, also when starting at a later step."""
     augmentation = Augmentation(5, flip=True, crop=(0.3, 1.0))
     alone = take(images, augmentation=augmentation)
     assert same(alone, take(images, workers=2, augmentation=augmentation))
@@ -67,7 +67,7 @@ def test_workers_change_nothing(images: ImageSet):
 
 
 def test_flips_are_keyed_by_seed_step_and_position(images: ImageSet):
-    """A change of any of the three changes some flips, the image changes none; about half are flipped."""
+    """Flips depend on seed, step and batch index, but not on the image; about half of the images are flipped."""
     keys = [(step, position) for step in range(8) for position in range(8)]
     flips = {key: flipped(images, Item(0, *key), seed=5) for key in keys}
     assert flips == {key: flipped(images, Item(4, *key), seed=5) for key in keys}
@@ -78,12 +78,15 @@ def test_flips_are_keyed_by_seed_step_and_position(images: ImageSet):
 
 
 def test_without_a_flip_seed_nothing_is_flipped(images: ImageSet):
-    """Validation and extraction see the images as they are."""
+    """Without augmentation, no image is flipped."""
     assert not any(flipped(images, Item(0, step, 0), seed=None) for step in range(20))
 
 
 def test_crops_are_parts_of_the_asked_size(images: ImageSet):
-    """Their area and shape lie in the range, they reach all borders, and step and position draw others."""
+    """Area and aspect ratio of the crops lie in their ranges, and crops reach all borders.
+
+    Each step and batch index gives a different crop.
+    """
     whole = Image.fromarray(np.indices((60, 90)).transpose(1, 2, 0).astype(np.uint8)[..., [0, 1, 1]])
 
     def load(index: int, crop: Crop | None = None) -> Tensor:
@@ -93,7 +96,7 @@ def test_crops_are_parts_of_the_asked_size(images: ImageSet):
     order = [[Item(0, step, position) for position in range(20)] for step in range(20)]
     batches = load_batches(ramps, order, 0, Augmentation(3, False, (0.25, 0.5)))
     seen = torch.cat([batch.images for batch in batches]).float()
-    # rows and columns that the 16 pixels span, half a pixel beyond their centres at either end
+    # height and width of the crop; the difference between pixels 1 and 14 of 16 spans 13 pixels
     heights = (seen[:, 0, -2, 8] - seen[:, 0, 1, 8]) * 16 / 13
     widths = (seen[:, 1, 8, -2] - seen[:, 1, 8, 1]) * 16 / 13
     shares, ratios = heights * widths / (60 * 90), widths / heights
@@ -104,7 +107,7 @@ def test_crops_are_parts_of_the_asked_size(images: ImageSet):
 
 
 def broken_at(images: ImageSet, *indices: int) -> ImageSet:
-    """The same set, some of whose images cannot be read any more."""
+    """Return the same set with images that cannot be read at the given indices."""
 
     def load(index: int, crop: Crop | None = None) -> Tensor:
         if index in indices:
@@ -116,7 +119,10 @@ def broken_at(images: ImageSet, *indices: int) -> ImageSet:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_broke_is_replaced_by_the_next(images: ImageSet, workers: int, capsys: pytest.CaptureFixture):
-    """With its label and index, past the end from the beginning, and one warning a file."""
+    """An unreadable image is replaced by the next readable one, with its label and index, wrapping around at the end.
+
+    A warning is printed once per file.
+    """
     broken = broken_at(images, 3, 4, 10)
     batches = list(load_batches(broken, in_order([2, 3, 4, 10, 3], 2), workers))
     taken = torch.cat([batch.indices for batch in batches]).tolist()
@@ -128,7 +134,7 @@ def test_an_image_that_broke_is_replaced_by_the_next(images: ImageSet, workers: 
 
 
 def test_a_folder_that_is_gone_ends_the_loading(tmp_path: Path):
-    """Where image after image cannot be read."""
+    """Loading raises a UserError when too many images in a row cannot be read, here because the files were deleted."""
     for i in range(40):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i:02d}.png")
     config = ImagesConfig(source="folder", root=str(tmp_path), size=8, validation_fraction=0.1)

@@ -1,4 +1,4 @@
-"""Pictures as people have them; skipped where the folder of them is absent."""
+"""Images of many formats, modes and orientations; skipped if their folder does not exist."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from vqvae2.images.decode import read_image
 
 RAW = ROOT.parent / "shared" / "data" / "raw_varied"
 SIDE = 64
-UPRIGHT = {  # what undoes each EXIF orientation
+UPRIGHT = {  # EXIF orientation -> function from stored to upright pixels
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
     4: lambda x: x[::-1],
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not RAW.exists(), reason="needs a folder of vari
 
 
 def spoilt(path: Path) -> bool:
-    """By their names: files that cannot be decoded, and decompression bombs."""
+    """Whether the file name marks a file that cannot be decoded or a decompression bomb."""
     return path.name.startswith(("bad_", "bomb_"))
 
 
@@ -37,7 +37,10 @@ READABLE = [path for path in sorted(RAW.glob("*")) if not spoilt(path)] if RAW.e
 
 
 def thumbnail(path: Path) -> torch.Tensor:
-    """By another route: decoded whole, colours and transparency first, then turned, then scaled by PyTorch."""
+    """Independent reference for `read_image`.
+
+    It decodes at full size, applies the profile, transparency and orientation, and resizes with PyTorch.
+    """
     with Image.open(path) as image:
         orientation, profile = image.getexif().get(0x0112, 1), image.info.get("icc_profile")
         image.load()
@@ -59,15 +62,18 @@ def thumbnail(path: Path) -> torch.Tensor:
 @pytest.mark.parametrize("path", READABLE, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore")
 def test_each_picture_is_upright_and_in_true_colour(path: Path):
-    """Close to the thumbnail over blocks of pixels, which leaves room for another filter; turned ones are far off."""
+    """Block means are close to those of the reference and, for the orientation test images, far from its rotations.
+
+    Comparing block means tolerates a different resampling filter.
+    """
     seen, expected = (F.avg_pool2d(x.double(), 8) for x in (read_image(path, (SIDE, SIDE), 3), thumbnail(path)))
     assert (seen - expected).abs().mean() < 6
-    if "_Landscape_" in path.name or "_Portrait_" in path.name:  # the ones with an orientation that are not symmetric
+    if "_Landscape_" in path.name or "_Portrait_" in path.name:  # images that are not symmetric
         assert min((seen.rot90(i, (1, 2)) - expected).abs().mean() for i in (1, 2, 3)) > 12
 
 
 def test_they_go_through_the_stages(tmp_path: Path):
-    """Survey, stage 1 and stage 2, with workers and on two processes; what cannot be read is listed."""
+    """Survey, stage 1 and stage 2 run on the folder with two processes and a worker; unreadable files are listed."""
     config = write_config(tmp_path, tmp_path / "run")
     flags = ["--config", str(config), "--images.source", "folder", "--images.root", str(RAW), "--images.workers", "1"]
     succeed("stage1", *flags, processes=2)

@@ -1,4 +1,4 @@
-"""The drawn shapes."""
+"""Rendering of the synthetic shapes."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from vqvae2.images.shapes import CLASSES, render
 
 
 def pixels(*arguments) -> np.ndarray:
-    """A drawn picture as float (height, width, 3)."""
+    """Return a rendered picture as a float array (height, width, 3)."""
     return np.asarray(render(*arguments), dtype=np.float64)
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)
 def test_a_picture_is_a_function_of_its_key(label: int):
-    """The same key and label give the same pixels; another index, split or seed gives others."""
+    """The same key and label give the same pixels; another index, split or seed gives different pixels."""
     picture = pixels((0, "train", 3), label, (24, 24))
     assert np.array_equal(picture, pixels((0, "train", 3), label, (24, 24)))
     for other in ((0, "train", 4), (0, "validation", 3), (1, "train", 3)):
@@ -21,7 +21,7 @@ def test_a_picture_is_a_function_of_its_key(label: int):
 
 
 def test_the_label_is_the_only_difference_between_classes():
-    """No two classes look alike under the same key."""
+    """With the same key, the pictures of any two classes differ."""
     pictures = [pixels((0, "train", 0), label, (32, 32)) for label in range(len(CLASSES))]
     for i, one in enumerate(pictures):
         assert all(np.abs(one - other).max() > 25 for other in pictures[:i])
@@ -29,7 +29,7 @@ def test_the_label_is_the_only_difference_between_classes():
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)
 def test_the_shape_stands_out_and_leaves_the_border_free(label: int):
-    """Some channel varies more over the picture than along its border, which the shape does not touch."""
+    """In some channel, the range of values over the picture exceeds the range along its border."""
     for index in range(8):
         picture = pixels((0, "train", index), label, (48, 48))
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
@@ -38,7 +38,7 @@ def test_the_shape_stands_out_and_leaves_the_border_free(label: int):
 
 
 def test_a_ring_has_a_hole_and_a_circle_has_none():
-    """At its centre of mass a ring shows the ground, and a circle itself."""
+    """The center of mass of most rings has the background color, and that of most circles does not."""
 
     def centre_is_ground(label: int, index: int) -> bool:
         picture = pixels((0, "train", index), label, (64, 64))
@@ -54,6 +54,6 @@ def test_a_ring_has_a_hole_and_a_circle_has_none():
 
 @pytest.mark.parametrize(("height", "width"), [(16, 48), (48, 16), (2, 2), (8, 8)])
 def test_any_size_can_be_drawn(height: int, width: int):
-    """Wide, tall and tiny pictures come out in (height, width) for every class."""
+    """Wide, tall and very small pictures of every class have the requested (height, width)."""
     for index in range(16):
         assert pixels((0, "train", index), index % len(CLASSES), (height, width)).shape == (height, width, 3)

@@ -1,4 +1,4 @@
-"""Sets of images by name."""
+"""Image sets of each source: folders, shapes and torchvision."""
 
 import gzip
 import struct
@@ -18,12 +18,12 @@ FASHION_MNIST = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 
 
 def colour(index: int) -> tuple[int, int, int]:
-    """A colour of its own for each index."""
+    """Return a distinct color for each index."""
     return (index * 7 % 256, index * 13 % 256, index)
 
 
 def paint(root: Path, count: int, *classes: str) -> Path:
-    """`count` 4x4 images in each class folder, or in the folder itself, each in a colour of its own."""
+    """Write `count` 4x4 images of distinct colors to each class folder, or to `root` if there are no classes."""
     for c, name in enumerate(classes or ("",)):
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -32,17 +32,17 @@ def paint(root: Path, count: int, *classes: str) -> Path:
 
 
 def folder(root: Path, **fields) -> ImagesConfig:
-    """The configuration of a folder of 4x4 images."""
+    """Return the configuration of a folder of 4x4 images."""
     return ImagesConfig(source="folder", root=str(root), size=4, validation_fraction=0.2, **fields)
 
 
 def colours(images: ImageSet) -> set[tuple[int, ...]]:
-    """What the images of a set look like."""
+    """Return the colors of the images of a set."""
     return {tuple(images.load(i)[:, 0, 0].tolist()) for i in range(len(images))}
 
 
 def test_a_folder_is_split(tmp_path: Path):
-    """Both parts together are the folder, each image once with its own label, in the configured shares."""
+    """The two parts are disjoint, contain every image with its label, and have the configured sizes."""
     train, validation = open_images(folder(paint(tmp_path, 10, "hat", "shoe")), seed=0)
     assert (len(train), len(validation)) == (16, 4) and sorted(validation.labels) == [0, 0, 1, 1]
     assert not colours(train) & colours(validation) and len(colours(train) | colours(validation)) == 20
@@ -54,13 +54,13 @@ def test_a_folder_is_split(tmp_path: Path):
 
 
 def test_a_folder_too_small_to_split_is_refused(tmp_path: Path):
-    """A split that would hold out nothing is refused with the numbers."""
+    """A split without validation images raises a UserError with the numbers."""
     with pytest.raises(UserError, match=r"images\.validation_fraction: 0\.2 of 2 images holds out 0"):
         open_images(folder(paint(tmp_path, 2)), seed=0)
 
 
 def test_a_validation_folder_is_used(tmp_path: Path):
-    """With validation_root all of root is for training, and its labels are those of the training classes."""
+    """With validation_root, all images of root are for training, and validation labels index the training classes."""
     paint(tmp_path / "train", 3, "boot", "hat", "shoe")
     paint(tmp_path / "held_out", 2, "shoe")
     config = folder(tmp_path / "train", validation_root=str(tmp_path / "held_out"))
@@ -71,7 +71,7 @@ def test_a_validation_folder_is_used(tmp_path: Path):
 
 @pytest.mark.parametrize("classes", [("shoe", "sock"), ()])
 def test_a_validation_folder_of_other_classes_is_refused(tmp_path: Path, classes: tuple[str, ...]):
-    """A class that training does not know, or none at all, is refused with both lists."""
+    """A validation folder with an unknown class or without classes raises a UserError with the lists of classes."""
     paint(tmp_path / "train", 3, "hat", "shoe")
     paint(tmp_path / "held_out", 2, *classes)
     with pytest.raises(UserError, match=r"held_out: its classes .*\['hat', 'shoe'\]"):
@@ -79,7 +79,7 @@ def test_a_validation_folder_of_other_classes_is_refused(tmp_path: Path, classes
 
 
 def test_fewer_images_on_request(tmp_path: Path):
-    """max_images takes that many training images, as many of each class, and leaves validation alone."""
+    """max_images limits the training images, balanced over classes, and does not change the validation set."""
     config = folder(paint(tmp_path, 20, "hat", "shoe"))
     full = open_images(config, seed=0)
     few = open_images(folder(tmp_path, max_images=8), seed=0)
@@ -91,7 +91,7 @@ def test_fewer_images_on_request(tmp_path: Path):
 
 
 def test_shapes_splits_are_disjoint():
-    """No drawn validation picture is a training picture, and all classes take turns."""
+    """Training and validation pictures differ, and the labels cycle through all classes."""
     train, validation = open_images(ImagesConfig(source="shapes", size=16, max_images=64), seed=0)
     assert len(train) == 64 and train.labels == [i % 8 for i in range(64)] and len(train.classes) == 8
     seen = {train.load(i).numpy().tobytes() for i in range(64)}
@@ -107,7 +107,7 @@ def test_shapes_have_their_documented_number():
 
 
 def test_shapes_follow_seed_and_channels():
-    """Another seed draws other pictures; one channel is the luma of three."""
+    """Another seed gives different pictures; with one channel a picture is the luma of the RGB picture."""
     three = open_images(ImagesConfig(source="shapes", size=16), seed=0).train.load(5)
     one = open_images(ImagesConfig(source="shapes", size=16, channels=1), seed=0).train.load(5)
     assert not torch.equal(three, open_images(ImagesConfig(source="shapes", size=16), seed=1).train.load(5))
@@ -116,7 +116,7 @@ def test_shapes_follow_seed_and_channels():
 
 
 def test_a_torchvision_set_without_parts_is_split(monkeypatch: pytest.MonkeyPatch):
-    """torchvision:FakeData comes as one set and is held out from; each image is torchvision's own."""
+    """A torchvision dataset without a predefined split is split; images and labels are those of torchvision."""
     import torchvision.datasets
 
     class FakeData(torchvision.datasets.FakeData):
@@ -135,21 +135,21 @@ def test_a_torchvision_set_without_parts_is_split(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_unknown_torchvision_set_is_refused():
-    """A name that torchvision does not have, or that is not a data set, is refused with it."""
+    """A name that is not a torchvision dataset raises a UserError that quotes it."""
     for name in ("Nonsense", "mnist"):
         with pytest.raises(UserError, match=f"torchvision.datasets has no {name}"):
             open_images(ImagesConfig(source=f"torchvision:{name}"), seed=0)
 
 
 def test_a_torchvision_set_that_is_not_there_is_named(tmp_path: Path):
-    """One that cannot be fetched is a message with its name and folder."""
+    """A dataset that cannot be downloaded raises a UserError with its name and folder."""
     with pytest.raises(UserError, match=rf"ImageNet cannot be opened \(images\.root: {tmp_path}\)"):
         open_images(ImagesConfig(source="torchvision:ImageNet", root=str(tmp_path)), seed=0)
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="needs the files of Fashion-MNIST")
 def test_fashion_mnist(tmp_path: Path):
-    """A torchvision set with its own parts: numbers, classes, labels and pixels are those of the files."""
+    """For a torchvision dataset with a predefined split, sizes, labels and pixels are those of the original files."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for path in FASHION_MNIST.glob("*.gz"):
@@ -169,7 +169,7 @@ def test_fashion_mnist(tmp_path: Path):
 
 
 def test_flipped_copies_follow_the_images(tmp_path: Path):
-    """Each under a name of its own, with the label of the image that it mirrors."""
+    """The flipped copies come after the images, with unique names and the labels of the originals."""
     images = open_images(ImagesConfig(source="shapes", size=16, max_images=10), seed=0).train
     both = with_flipped_copies(images)
     assert len(both) == len(set(both.names)) == 20 and both.labels == images.labels * 2

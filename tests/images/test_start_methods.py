@@ -1,4 +1,4 @@
-"""Loader workers where processes are not forked: everything that they are sent has to be pickled."""
+"""Data loading workers with the start methods spawn and forkserver, which pickle everything sent to them."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SIZE = 8
 
 @pytest.fixture(params=["spawn", "forkserver"])
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How worker processes are started during a test."""
+    """Set the start method of worker processes during a test."""
     former = multiprocessing.get_start_method()
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
@@ -31,7 +31,7 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class OneOfEach:
-    """Loads the last image of each of several sets, so that one start of the workers is enough for all of them."""
+    """Loads the last image of each of several sets, so that all sets can be tested with one set of workers."""
 
     sets: list[ImageSet]
 
@@ -41,7 +41,7 @@ class OneOfEach:
 
 
 def sources(folder: Path) -> dict[str, ImageSet]:
-    """A set of each source, of 8x8 images."""
+    """Return a set of 8x8 images for each source."""
     for name in ("hat", "shoe"):
         (folder / name).mkdir(parents=True)
         for i in range(4):
@@ -61,7 +61,7 @@ def sources(folder: Path) -> dict[str, ImageSet]:
 
 
 def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:
-    """Two workers give the images that this process loads, and survey a folder as this process does."""
+    """Two workers load the same images as the main process, and survey a folder with the same result."""
     sets = list(sources(tmp_path / "pictures").values())
     together = ImageSet([], [-1] * len(sets), [str(i) for i in range(len(sets))], OneOfEach(sets))
     batches = list(load_batches(together, in_order(list(range(len(sets))), 3), workers=2))

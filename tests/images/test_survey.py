@@ -1,4 +1,4 @@
-"""The survey of a folder before training."""
+"""The survey of an image folder before training."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from vqvae2.images.survey import describe, survey_images, surveyor
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10), orientation: int = 1) -> None:
-    """A black image of (width, height) as stored."""
+    """Write a black image of (width, height) as stored."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -25,7 +25,7 @@ def picture(path: Path, size: tuple[int, int] = (20, 10), orientation: int = 1) 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two hats, one of them turned, a shoe, a broken file and a text."""
+    """A folder with three readable images in two classes (one with an EXIF rotation), a broken file and a text file."""
     root = tmp_path / "pictures"
     picture(root / "hat" / "a.jpg")
     picture(root / "hat" / "turned.jpg", (30, 12), orientation=6)
@@ -36,13 +36,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def configuration(root: Path, **fields: object) -> ImagesConfig:
-    """Of images of 16x16 pixels."""
+    """Return a configuration for 16x16 images."""
     return ImagesConfig(**{"source": "folder", "root": str(root), "size": 16, "workers": 0, **fields})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: int) -> None:
-    """Sizes are those of the upright pictures; the broken file is listed beside the record, not among the images."""
+    """Sizes are those of the upright images; the unreadable file is listed in a separate file and not as an image."""
     images, record = configuration(root, workers=workers, max_unreadable_fraction=0.5), tmp_path / "survey" / "x.json"
     survey = survey_images(root, images, record, frozen=False, show=False)
     assert [(x.name, x.label, x.width, x.height) for x in survey.readable] == [
@@ -62,7 +62,7 @@ def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: i
 def test_files_that_have_not_changed_are_not_decoded_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of another size or time of change is; one that is gone is forgotten."""
+    """Only files with a changed size or modification time are decoded again; deleted files are removed."""
     images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
     first = survey_images(root, images, record, frozen=False, show=False)
     decoded: list[str] = []
@@ -79,7 +79,7 @@ def test_files_that_have_not_changed_are_not_decoded_again(
 
 
 def test_once_training_has_begun_the_list_stands(root: Path, tmp_path: Path) -> None:
-    """New and vanished files change nothing, nor does another place of the folder."""
+    """A frozen survey does not change when files are added or deleted, or when the folder is moved."""
     images = configuration(root, max_unreadable_fraction=0.5)
     before = surveyor(images, tmp_path / "run", frozen=False, show=False)(root)
     picture(root / "shoe" / "new.png")
@@ -90,14 +90,14 @@ def test_once_training_has_begun_the_list_stands(root: Path, tmp_path: Path) -> 
 
 
 def test_too_many_unreadable_files_stop_the_run(root: Path, tmp_path: Path) -> None:
-    """With the counts, the limit and the list."""
+    """Too many unreadable files raise a UserError with the counts, the limit and the path of the list."""
     with pytest.raises(UserError, match=r"1 of 4 files cannot be read.*max_unreadable_fraction: 0\.2.*unreadable\.txt"):
         survey_images(root, configuration(root), tmp_path / "x.json", frozen=False, show=False)
     assert "broken.jpg" in (tmp_path / "x_unreadable.txt").read_text()
 
 
 def test_damaged_record_is_made_again(root: Path, tmp_path: Path) -> None:
-    """It is only a record."""
+    """A damaged survey file is recreated, even if the survey is frozen."""
     images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
     survey = survey_images(root, images, record, frozen=False, show=False)
     record.write_text(record.read_text()[:50])
@@ -106,7 +106,10 @@ def test_damaged_record_is_made_again(root: Path, tmp_path: Path) -> None:
 
 
 def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
-    """Stage 1 says what it found; a file that vanishes before stage 2 is replaced there, with its own name."""
+    """Stage 1 prints the result of the survey and skips the unreadable file.
+
+    Stage 2 replaces a file that was deleted after the survey by another image, stored under its own name.
+    """
     root = tmp_path / "pictures"
     for i in range(40):
         picture(root / "hat" / f"{i:02d}.png", (32, 16))

@@ -1,4 +1,4 @@
-"""Small priors for the tests of this folder, with weights that make everything they see count."""
+"""Small priors for the tests in this folder, with random parameters so that every input affects the logits."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def tiny_prior(
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> Prior:
-    """In eval mode.
+    """Return a small prior in eval mode.
 
     Args:
         grid: rows and columns of codes.
         codes: size of the codebook.
         coarser: how many times smaller each coarser level's grid is, coarsest first.
         classes: number of labels.
-        dtype: of the weights.
+        dtype: dtype of the parameters.
         options: fields of PriorConfig.
     """
     height, width = grid
@@ -43,7 +43,7 @@ def tiny_prior(
     }
     prior = build_prior(PriorConfig(**{**defaults, **options}), shapes, "own", classes, seed=0)
     generator = torch.Generator().manual_seed(1)
-    for parameter in prior.parameters():  # nothing starts at zero, so that nothing is left out unseen
+    for parameter in prior.parameters():  # parameters initialized to zero would hide errors
         parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return prior.to(dtype).eval()
 
@@ -51,9 +51,9 @@ def tiny_prior(
 def some_codes(
     prior: Prior, batch: int, seed: int = 2
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None, torch.Tensor | None]:
-    """Random codes of the prior's level, of the coarser ones, and labels; None where it takes none.
+    """Return random codes of the prior's level, codes of the coarser levels, and labels.
 
-    The first of the labels is not given.
+    Coarser codes and labels are None if the prior does not use them. The first label is -1, that is, not given.
     """
     generator = torch.Generator().manual_seed(seed)
     own, *others = (

@@ -1,4 +1,4 @@
-"""Drawing a code at a time against the whole-grid forward pass."""
+"""Logits computed one code at a time with a cache, compared with the forward pass of the whole grid."""
 
 from typing import Any
 
@@ -28,13 +28,13 @@ PRIORS = [
 
 @torch.no_grad()
 def incremental(prior: Prior, codes: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None) -> torch.Tensor:
-    """Logits (B, K, H, W) from a new cache that is told the codes one after another."""
+    """Return the logits (B, K, H, W) from a new cache to which the codes are written one at a time."""
     return told(Cache(prior, len(codes), coarser, labels), codes)
 
 
 @torch.no_grad()
 def told(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K, H, W) from a cache that is told the codes one after another."""
+    """Return the logits (B, K, H, W) from a cache to which the codes are written one at a time."""
     rows = []
     for i in range(codes.shape[1]):
         cache.begin_row(i)
@@ -48,13 +48,13 @@ def told(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)],  # bfloat16 holds 3 digits, logits go to 5
+    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)],  # bfloat16 has 3 digits, logits reach 5
 )
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_each_code_gets_the_logits_of_the_whole_grid(
     options: dict[str, Any], dtype: torch.dtype, tolerance: float
 ) -> None:
-    """At every position, for every image of the batch."""
+    """The logits agree with the whole-grid forward pass at every position of every image of the batch."""
     prior = tiny_prior(dtype=dtype, **{"grid": (6, 6), **options})
     codes, coarser, labels = some_codes(prior, batch=3)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_each_code_gets_the_logits_of_the_whole_grid(
 
 
 def test_row_0_begins_anew() -> None:
-    """A cache that has drawn one grid draws the next as a new cache would."""
+    """A cache that is reused for a second grid gives the same logits as a new cache."""
     prior = tiny_prior((3, 4), attention_layers=1, classes=3)
     codes, _, labels = some_codes(prior, batch=2)
     cache = Cache(prior, 2, None, labels)
@@ -76,7 +76,7 @@ def test_row_0_begins_anew() -> None:
 
 
 def test_logits_do_not_depend_on_codes_not_yet_written() -> None:
-    """A second grid begins as the first did, whatever its cache's buffers held."""
+    """The logits of two grids are equal up to and including the first position after which their codes differ."""
     prior = tiny_prior((3, 4), attention_layers=1)
     codes, _, _ = some_codes(prior, batch=2)
     other = (codes + 1) % 5

@@ -1,4 +1,4 @@
-"""What each position of a prior sees, by its gradients."""
+"""The receptive field of a prior, measured with gradients."""
 
 from itertools import product
 from typing import Any
@@ -12,7 +12,7 @@ from vqvae2.prior.prior import Prior
 
 
 def seen(prior: Prior, source: nn.Embedding) -> torch.Tensor:
-    """Whether the logits at each position depend on each embedded code that `source` gives: bool (H, W, h, w)."""
+    """Whether the logits at each position depend on each embedded code from `source`: bool (H, W, h, w)."""
     codes, coarser, labels = some_codes(prior, batch=1)
     leaves = []
 
@@ -31,13 +31,13 @@ def seen(prior: Prior, source: nn.Embedding) -> torch.Tensor:
 
 
 def earlier(height: int, width: int) -> torch.Tensor:
-    """Which position lies before which in raster order: bool (H, W, H, W)."""
+    """Whether the second position precedes the first in raster order: bool (H, W, H, W)."""
     order = torch.arange(height * width)
     return (order[:, None] > order[None, :]).view(height, width, height, width)
 
 
 def rectangle(height: int, width: int, distance: int) -> torch.Tensor:
-    """Which position lies at most `distance` rows or columns from which."""
+    """Whether two positions are at most `distance` rows and columns apart: bool (H, W, H, W)."""
     positions = list(product(range(height), range(width)))
     near = [max(abs(i - k), abs(j - m)) <= distance for i, j in positions for k, m in positions]
     return torch.tensor(near).view(height, width, height, width)
@@ -54,7 +54,10 @@ def rectangle(height: int, width: int, distance: int) -> torch.Tensor:
     ],
 )
 def test_attention_sees_every_earlier_code_and_no_other(grid: tuple[int, int], options: dict[str, Any]) -> None:
-    """All ordered pairs, 630 of 630 on a grid of 6 x 6, and never a position itself or a later one."""
+    """With attention, each position depends on all earlier positions, but not on itself or later ones.
+
+    On a 6 x 6 grid these are 630 pairs.
+    """
     prior = tiny_prior(grid, **options)
     before = seen(prior, prior.embedding)
     assert before.sum() == len(before.flatten()) / 2 - grid[0] * grid[1] / 2
@@ -68,7 +71,10 @@ def test_attention_sees_every_earlier_code_and_no_other(grid: tuple[int, int], o
 def test_without_attention_the_rectangle_is_seen_whole(
     grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int
 ) -> None:
-    """Exactly the earlier codes at most kernel_size // 2 a layer up and to either side, as `reach` says."""
+    """Without attention, the receptive field is the earlier part of the rectangle whose size `reach` returns.
+
+    It extends kernel_size // 2 positions per layer up and to either side.
+    """
     prior = tiny_prior(grid, coarser=coarser, layers=layers, kernel_size=kernel_size)
     distance = kernel_size // 2 * layers
     assert prior.reach() == (distance, distance)
@@ -78,7 +84,7 @@ def test_without_attention_the_rectangle_is_seen_whole(
 @pytest.mark.parametrize("coarser", [(1,), (2,), (4, 2), (4, 2, 1)])
 @pytest.mark.parametrize("conditioning_layers", [0, 2])
 def test_coarser_codes_reach_every_position(coarser: tuple[int, ...], conditioning_layers: int) -> None:
-    """Each position knows the code of every coarser level that lies over it, before and after it alike."""
+    """The logits at each position depend on the code of each coarser level that covers this position."""
     height, width = 4, 8
     prior = tiny_prior((height, width), coarser=coarser, conditioning_layers=conditioning_layers, layers=1)
     for embedding, ratio in zip(prior.coarser_codes.embeddings, coarser, strict=True):
@@ -88,13 +94,13 @@ def test_coarser_codes_reach_every_position(coarser: tuple[int, ...], conditioni
 
 @pytest.mark.parametrize("options", [{}, {"attention_layers": 1}, {"coarser": (2,)}])
 def test_label_reaches_every_position(options: dict[str, Any]) -> None:
-    """The logits of every code, the first one included, depend on the label."""
+    """The logits at every position, including the first, depend on the label."""
     prior = tiny_prior((4, 6), classes=3, **options)
     assert seen(prior, prior.label.embedding).all()
 
 
 def test_label_that_is_not_given_is_one_more_label() -> None:
-    """None, and any negative number, give the same logits, which are no class's."""
+    """No label and any negative label give the same logits, which differ from those of the classes."""
     prior = tiny_prior((3, 3), classes=3)
     codes, _, _ = some_codes(prior, batch=4)
     logits = prior(codes, None, torch.tensor([-1, -7, 0, 2]))
@@ -105,7 +111,7 @@ def test_label_that_is_not_given_is_one_more_label() -> None:
 
 @pytest.mark.parametrize("options", [{"attention_layers": 1}, {"coarser": (2,), "classes": 2}])
 def test_probabilities_of_all_code_maps_sum_to_one(options: dict[str, Any]) -> None:
-    """A 2 x 2 grid of 3 codes has 81 maps."""
+    """The probabilities of all 81 grids of 2 x 2 codes from a codebook of 3 sum to one."""
     prior = tiny_prior((2, 2), codes=3, **options)
     maps = torch.tensor(list(product(range(3), repeat=4))).view(81, 2, 2)
     _, coarser, labels = some_codes(prior, batch=1)

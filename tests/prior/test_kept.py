@@ -1,4 +1,4 @@
-"""Which codes a region of the image keeps."""
+"""Selection of the codes that are kept for a region of the image."""
 
 import pytest
 import torch
@@ -23,19 +23,22 @@ CODES = {x.name: torch.arange(3 * x.height * x.width).view(3, x.height, x.width)
     ],
 )
 def test_region_is_a_box_of_pixels(text: str, box: tuple[int, int, int, int]) -> None:
-    """Halves by name, and boxes as Pillow crops."""
+    """A region is a half by name, or a box (left, top, right, bottom) as in Pillow's `crop`."""
     assert parse_region(text, SIZE) == box
 
 
 @pytest.mark.parametrize("text", ["", "middle", "1,2,3", "0,0,33,16", "8,0,8,16", "-1,0,8,8", "0,12,8,4", "a,b,c,d"])
 def test_bad_region_is_refused(text: str) -> None:
-    """The message quotes it."""
+    """An invalid region raises a UserError that quotes it."""
     with pytest.raises(UserError, match=f"keep: '{text}'"):
         parse_region(text, SIZE)
 
 
 def test_codes_whose_pixels_all_lie_inside_are_kept() -> None:
-    """Columns 4 to 20 hold the second top code of a row whole, and the second to fifth bottom code."""
+    """A code is kept if all of its pixels lie inside the region.
+
+    Columns 4 to 20 contain the second top code of a row and the second to fifth bottom codes.
+    """
     kept = keep_region(CODES, SHAPES, (4, 0, 20, 8), SIZE)
     assert kept["top"].mask.tolist() == [[False, True, False, False], [False] * 4]
     row = [False, True, True, True, True, False, False, False]
@@ -44,13 +47,13 @@ def test_codes_whose_pixels_all_lie_inside_are_kept() -> None:
 
 
 def test_region_without_a_whole_code_is_refused() -> None:
-    """It says how large a code is."""
+    """A region that contains no whole code raises a UserError with the size of a code in pixels."""
     with pytest.raises(UserError, match="8x8 pixels"):
         keep_region(CODES, SHAPES, (4, 0, 11, 16), SIZE)
 
 
 def test_coarser_levels_are_kept_whole() -> None:
-    """Of two levels the bottom keeps the top, and the top nothing."""
+    """All codes of coarser levels are kept: for the bottom level the top codes, for the top level none."""
     kept = keep_coarser(CODES, "bottom")
     assert list(kept) == ["top"] and kept["top"].mask.all() and torch.equal(kept["top"].codes, CODES["top"])
     assert keep_coarser(CODES, "top") == {}

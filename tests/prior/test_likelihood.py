@@ -1,4 +1,4 @@
-"""Likelihoods against sums over everything there is."""
+"""Likelihoods of pixels and codes, compared with sums over all possible values."""
 
 import itertools
 import math
@@ -15,6 +15,7 @@ from vqvae2.prior.likelihood import nats_per_code
 
 @pytest.mark.parametrize("variance", [1e-4, 0.01, 1.0])
 def test_probabilities_of_all_values_of_a_pixel_sum_to_one(variance):
+    """The probabilities of the 256 values of a pixel sum to one, for means inside and outside of [-1, 1]."""
     images = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
     for mean in (-1.3, -1.0, 0.02, 0.9, 1.1):
         nats = pixel_nats(images, torch.full((256, 1, 1, 1), mean), variance)
@@ -22,12 +23,12 @@ def test_probabilities_of_all_values_of_a_pixel_sum_to_one(variance):
 
 
 def test_pixel_nats_are_those_of_the_gaussian_between_two_values():
-    """By the error function, in the middle of the range and in both tails."""
+    """The NLL agrees with the error function in the center of the range, in both tails and at the values 0 and 255."""
     mean, variance = 0.1, 0.02
     scale, centre = 127.5 * math.sqrt(variance), 127.5 * (mean + 1)
 
     def beyond(x: float) -> float:
-        """Mass to the right of a value right of the centre, or to the left of one left of it."""
+        """Probability mass of the tail that begins at `x`, on the side of the mean on which `x` lies."""
         return 0.5 * math.erfc(abs(x - centre) / scale / math.sqrt(2))
 
     for value, low, high in ((142, 141.5, 142.5), (190, 189.5, 190.5), (100, 99.5, 100.5)):
@@ -39,13 +40,14 @@ def test_pixel_nats_are_those_of_the_gaussian_between_two_values():
 
 
 def test_far_off_pixels_stay_finite():
+    """The NLL of pixels far from the mean is large but finite."""
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
     nats = pixel_nats(images, torch.tensor([1.0, -1.0]).view(2, 1, 1, 1), 1e-6)
     assert torch.isfinite(nats).all() and (nats > 1e4).all()
 
 
 def test_nats_per_code_by_enumeration():
-    """Of all 2x2 grids of 3 codes: their probabilities sum to one, and the mean of several is the mean of each."""
+    """The probabilities of all 2x2 grids of 3 codes sum to one, and the NLL of several grids is the mean of theirs."""
     prior = tiny_prior((2, 2), codes=3)
     grids = list(itertools.product(range(3), repeat=4))
     store = [Codes({"own": torch.tensor(grid).view(2, 2)}, -1, "") for grid in grids]

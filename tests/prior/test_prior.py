@@ -1,4 +1,4 @@
-"""Sizes of the paper's priors, and training with activations computed twice."""
+"""Parameter counts of the paper's priors, and activation checkpointing."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from vqvae2.run.command_line import parse_config
     ],
 )
 def test_sizes_that_the_readme_states(name: str, level: str, classes: int, millions: float) -> None:
-    """Parameters of the paper's priors, on the meta device, so without their memory."""
+    """Parameter counts of the paper's priors; they are built on the meta device to avoid allocating memory."""
     config, _ = parse_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
     shapes = level_grids(config.autoencoder.levels, config.images.height_width)
     with torch.device("meta"):
@@ -34,7 +34,7 @@ def test_sizes_that_the_readme_states(name: str, level: str, classes: int, milli
 
 
 def training_step(prior: Prior) -> tuple[dict[str, torch.Tensor], int]:
-    """The gradient of each weight, and the bytes of activations that are kept for it."""
+    """Return the gradients of all parameters and the bytes of activations saved for the backward pass."""
     codes, coarser, labels = some_codes(prior, batch=8)
     kept: list[int] = []
     torch.manual_seed(5)
@@ -45,7 +45,7 @@ def training_step(prior: Prior) -> tuple[dict[str, torch.Tensor], int]:
 
 @pytest.mark.parametrize("options", [{"attention_layers": 2}, {"coarser": (2,), "classes": 3}], ids=str)
 def test_activation_checkpointing_keeps_less_and_changes_nothing(options: dict[str, Any]) -> None:
-    """The same gradients, with dropout, from less than half of what is kept otherwise."""
+    """Activation checkpointing saves less than half of the activations and gives equal gradients, with dropout."""
     options = {"layers": 6, "dropout": 0.3, **options}
     gradients, kept = training_step(tiny_prior(**options).train())
     again, kept_again = training_step(tiny_prior(**options, activation_checkpointing=True).train())

@@ -1,4 +1,4 @@
-"""Temperature, top-k, top-p, guidance and the draw itself, against loops over a sorted list."""
+"""Temperature, top-k, top-p, guidance and sampling, compared with simple reference loops."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def random_logits(rows: int = 20, codes: int = 9) -> torch.Tensor:
 
 
 def allowed(logits: torch.Tensor, controls: Controls) -> list[list[int]]:
-    """For each row the codes that `restrict` leaves."""
+    """For each row, the codes that `restrict` does not mask."""
     return [row.isfinite().nonzero().flatten().tolist() for row in restrict(logits, controls)]
 
 
@@ -31,7 +31,7 @@ def whole_grid_sample(
     guidance: float | None,
     kept: Kept | None = None,
 ):
-    """Codes (B, H, W) from a full forward pass for each position and a running sum of probabilities."""
+    """Reference for `sample_codes`: codes (B, H, W), with a full forward pass for each position."""
     height, width = prior.grid.height, prior.grid.width
     codes = torch.zeros(len(uniforms), height, width, dtype=torch.long)
     for position in range(height * width):
@@ -54,7 +54,7 @@ def whole_grid_sample(
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_temperature_divides_the_logits(temperature: float) -> None:
-    """The probabilities are those raised to 1 / temperature, made to sum to one."""
+    """The probabilities are raised to the power 1 / temperature and normalized."""
     logits = random_logits()
     powers = logits.softmax(1) ** (1 / temperature)
     restricted = restrict(logits, Controls(temperature=temperature))
@@ -63,7 +63,7 @@ def test_temperature_divides_the_logits(temperature: float) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 3, 9, 20])
 def test_top_k_keeps_the_likeliest(top_k: int) -> None:
-    """Exactly the k largest logits stay, unchanged; a k above the codebook's size keeps all."""
+    """Only the k largest logits remain, unchanged; a k above the codebook size keeps all."""
     logits = random_logits()
     expected = [sorted(sorted(range(9), key=lambda code: -row[code])[:top_k]) for row in logits.tolist()]
     assert allowed(logits, Controls(top_k=top_k)) == expected
@@ -73,7 +73,7 @@ def test_top_k_keeps_the_likeliest(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> None:
-    """Codes are taken likeliest first until they hold top_p, also without top_k; the likeliest always stays."""
+    """The most likely codes are kept until their total probability reaches top_p; at least one code is kept."""
     logits = random_logits()
     expected = []
     for row in logits.softmax(1).tolist():
@@ -89,7 +89,10 @@ def test_top_p_keeps_the_smallest_set_with_that_probability(top_p: float) -> Non
 
 
 def test_top_p_is_of_what_temperature_and_top_k_leave() -> None:
-    """Probabilities 0.4, 0.3, 0.2, 0.1: of the first two the first holds 4/7, so that top_p 0.5 keeps it only."""
+    """top_p applies to the probabilities after temperature and top_k.
+
+    Of the probabilities 0.4, 0.3, 0.2 and 0.1, top_k 2 leaves 4/7 and 3/7, so that top_p 0.5 keeps only the first code.
+    """
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
     assert allowed(logits, Controls(top_p=0.5)) == [[0, 1]]
     assert allowed(logits, Controls(top_k=2, top_p=0.5)) == [[0]]
@@ -97,7 +100,7 @@ def test_top_p_is_of_what_temperature_and_top_k_leave() -> None:
 
 
 def test_draw_follows_the_probabilities() -> None:
-    """Evenly spaced uniform numbers draw each code as often as its probability says."""
+    """With evenly spaced uniform numbers, the frequency of each code equals its probability."""
     logits = random_logits(rows=1, codes=6)
     logits[0, 2] = -torch.inf
     count = 10_000
@@ -109,7 +112,10 @@ def test_draw_follows_the_probabilities() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_draw_never_gives_a_forbidden_code(dtype: torch.dtype) -> None:
-    """Not even for the smallest and largest uniform number, with forbidden codes at either end and in between."""
+    """Masked codes are never sampled, even for the smallest and largest uniform numbers.
+
+    Masked codes are at both ends and in between.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2000, 40, generator=generator)).to(dtype)
     forbidden = torch.rand(2000, 40, generator=generator) < 0.7
@@ -122,7 +128,10 @@ def test_draw_never_gives_a_forbidden_code(dtype: torch.dtype) -> None:
 
 
 def test_uniform_numbers_depend_on_seed_image_and_level_alone() -> None:
-    """Drawn again they are the same; for another seed, image or level others; all in [0, 1) and double."""
+    """The same seed, image and level give the same uniform numbers; another seed, image or level gives different ones.
+
+    All are float64 in [0, 1).
+    """
     first = image_uniforms(1, 2, "top", 50)
     assert torch.equal(first, image_uniforms(1, 2, "top", 50))
     for other in ((2, 2, "top"), (1, 3, "top"), (1, 2, "bottom")):
@@ -139,7 +148,7 @@ PRIORS = [
 
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
-    """Sampling with kept activations draws what a whole forward pass a code would, in float64."""
+    """In float64, sampling with the cache gives the same codes as a full forward pass for each position."""
     prior = tiny_prior((4, 4), **options)
     _, coarser, labels = some_codes(prior, batch=3)
     uniforms = uniforms_of(prior, range(3))
@@ -151,7 +160,10 @@ def test_codes_are_those_of_a_full_pass_for_each(options: dict) -> None:
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 @pytest.mark.parametrize("shared", [False, True])
 def test_kept_codes_stay_and_the_rest_is_drawn_given_them(options: dict, shared: bool) -> None:
-    """As full passes do that write the given codes in place of drawing; each image's own, or one image's for all."""
+    """Kept codes are unchanged, and the others are sampled conditioned on them, as in the reference.
+
+    Each image has its own kept codes, or all images share those of one image.
+    """
     prior = tiny_prior((4, 4), **options)
     own, coarser, labels = some_codes(prior, batch=24)
     uniforms = uniforms_of(prior, range(24))
@@ -167,7 +179,10 @@ def test_kept_codes_stay_and_the_rest_is_drawn_given_them(options: dict, shared:
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0])
 def test_guidance_goes_from_the_unconditional_logits_towards_the_conditional_ones(guidance: float) -> None:
-    """Drawn from logits without label + guidance x (with - without), so that 1 is no guidance and 0 no label."""
+    """The logits are unconditional + guidance x (conditional - unconditional).
+
+    A guidance of 1 equals conditional sampling, and 0 equals unconditional sampling.
+    """
     prior = tiny_prior((4, 4), classes=3, coarser=(2,))
     _, coarser, _ = some_codes(prior, batch=8)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -180,7 +195,7 @@ def test_guidance_goes_from_the_unconditional_logits_towards_the_conditional_one
 
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
-    """Alone, in another order, or among others an image gets the same codes, in float64."""
+    """In float64, an image gets the same codes alone, in another order or in a larger batch."""
     prior = tiny_prior((4, 6), **options)
     _, coarser, labels = some_codes(prior, batch=5)
     uniforms = uniforms_of(prior, range(5))
@@ -199,7 +214,7 @@ def test_codes_of_an_image_do_not_depend_on_the_batch(options: dict) -> None:
 
 
 def test_controls_hold_while_sampling() -> None:
-    """With top_k 1 the likeliest code is always taken, whatever the uniforms; progress sums to the grid's codes."""
+    """With top_k 1, the most likely code is sampled at every position; progress adds up to the number of codes."""
     prior = tiny_prior((4, 5))
     done: list[int] = []
     codes = sample_codes(prior, uniforms_of(prior, range(2)), controls=Controls(top_k=1), progress=done.append)
@@ -211,7 +226,7 @@ def test_controls_hold_while_sampling() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_captured_graph_draws_what_single_kernels_draw(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, with guidance where there are labels and with some codes kept."""
+    """On a GPU, sampling with a captured graph gives the same codes as without, also with guidance and kept codes."""
     prior = tiny_prior((4, 6), **options).cuda()
     own, coarser, labels = some_codes(prior, batch=4)
     coarser = coarser and {name: codes.cuda() for name, codes in coarser.items()}

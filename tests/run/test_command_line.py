@@ -1,4 +1,4 @@
-"""The command line: what wins, and how a mistake is answered."""
+"""Command line parsing: precedence of flags and files, and error messages."""
 
 import datetime
 import re
@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
-    """What a user sees of a refused command line: exit code 1 or 2, at most three lines, no traceback."""
+    """Return the error message of invalid arguments; check the exit code, the length and that there is no traceback."""
     with pytest.raises(SystemExit) as exit_:
         run(lambda: parse_config(arguments))
     message = capsys.readouterr().err
@@ -30,16 +30,16 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
 def test_a_flag_wins_wherever_it_stands(path: Path, form: list[str]):
-    """--seed before --config counts as much as --seed after it."""
+    """A flag takes precedence over the file, whether it comes before or after --config."""
     file = [x.format(path) for x in form]
     before, _ = parse_config(["--seed", "7", *file])
     after, _ = parse_config([*file, "--seed", "7"])
     assert before == after and before.seed == 7
-    assert before.autoencoder.levels[1].codebook_size == 300  # the rest is the file's
+    assert before.autoencoder.levels[1].codebook_size == 300  # other fields come from the file
 
 
 def test_nested_flags_reach_their_fields(path: Path):
-    """A size, a prior's field and a field of its training are set, and their neighbours stay."""
+    """Nested flags set exactly their fields and leave others unchanged."""
     flags = [
         "--images.size",
         "64",
@@ -63,7 +63,7 @@ def test_nested_flags_reach_their_fields(path: Path):
 
 
 def test_several_files_are_laid_over_one_another(path: Path, tmp_path: Path):
-    """Fields of a later file win, the others stay, and flags win over all."""
+    """Later files take precedence over earlier ones, and flags over all files; other fields are unchanged."""
     over = tmp_path / "over.yaml"
     over.write_text("seed: 5\nautoencoder: {hidden_channels: 24}\n")
     config, _ = parse_config(["--config", str(path), f"--config={over}", "--seed", "6"])
@@ -71,18 +71,18 @@ def test_several_files_are_laid_over_one_another(path: Path, tmp_path: Path):
 
 
 def test_height_and_width_from_a_flag(path: Path):
-    """--images.size takes a list too."""
+    """--images.size accepts a list."""
     config, _ = parse_config(["--config", str(path), "--images.size", "[32, 16]"])
     assert config.images.height_width == (32, 16)
 
 
 def test_without_config_the_quickstart_is_used():
-    """No arguments at all make the configuration of configs/quickstart.yaml."""
+    """Without arguments, the configuration is configs/quickstart.yaml."""
     assert parse_config([]) == parse_config(["--config", str(ROOT / "configs" / "quickstart.yaml")])
 
 
 def test_options_of_a_script_stand_beside_the_configuration(path: Path):
-    """--level is handed back apart, None where it is not given."""
+    """Options of a script are returned separately from the configuration; the default of --level is None."""
     assert parse_config(["--config", str(path), "--level", "bottom"], level=(str | None, None, ""))[1] == {
         "level": "bottom"
     }
@@ -108,7 +108,7 @@ def test_options_of_a_script_stand_beside_the_configuration(path: Path):
     ],
 )
 def test_a_wrong_flag_is_named(path: Path, flags: list[str], says: str, capsys: pytest.CaptureFixture):
-    """Unknown and abbreviated flags, wrong types and values are answered with the key or the value."""
+    """Unknown and abbreviated flags, and wrong types or values, give a message with the key or the value."""
     assert says in refusal(["--config", str(path), *flags], capsys)
 
 
@@ -126,7 +126,7 @@ def test_a_wrong_flag_is_named(path: Path, flags: list[str], says: str, capsys: 
     ],
 )
 def test_a_wrong_field_is_named(path: Path, old: str, new: str, says: str, capsys: pytest.CaptureFixture):
-    """A misspelt, missing, empty or ill-typed field of the YAML file is answered shortly."""
+    """A misspelled, missing, empty or wrongly typed field of the YAML file gives a short message that names it."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
@@ -135,7 +135,7 @@ def test_a_wrong_field_is_named(path: Path, old: str, new: str, says: str, capsy
 
 @pytest.mark.parametrize("content", [b"images: {size: [1\n", b"", b"a sentence", b"- 1\n", b"\xff\xfe\x00"])
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture):
-    """What is not YAML, or not sections, is answered with the file's name."""
+    """A file that is not YAML, or has no sections, gives a message with its name."""
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     assert "broken.yaml" in refusal(["--config", str(path)], capsys)
@@ -143,19 +143,19 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, capsys: pytest.C
 
 @pytest.mark.parametrize("name", ["missing.yaml", "missing"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
-    """A configuration that is not there is answered with its name, whatever its ending."""
+    """A missing configuration file gives a message with its name, with any suffix."""
     assert name in refusal(["--config", str(tmp_path / name)], capsys)
 
 
 def test_a_script_answers_shortly():
-    """A real script, started as a user does, ends with a message and without a traceback."""
+    """A script called with an invalid flag exits with a short message and without a traceback."""
     result = call("stage1", "--images.size", "60")
     assert result.returncode == 1 and "images.size: 60" in result.stderr
     assert "Traceback" not in result.stderr and result.stderr.count("\n") <= 3
 
 
 def test_print_config_can_be_read_again(tmp_path: Path, path: Path, capsys: pytest.CaptureFixture):
-    """--print_config writes a file that makes the same configuration."""
+    """The output of --print_config can be loaded and gives the same configuration."""
     with pytest.raises(SystemExit):
         parse_config(["--config", str(path), "--seed", "5", "--print_config"])
     printed = tmp_path / "printed.yaml"
@@ -164,7 +164,7 @@ def test_print_config_can_be_read_again(tmp_path: Path, path: Path, capsys: pyte
 
 
 def test_help_explains_fields_and_priors(capsys: pytest.CaptureFixture):
-    """--help has the meaning of a field and says at its foot how a prior's fields are listed and set."""
+    """--help describes the fields and ends with an example of a prior's flag."""
     with pytest.raises(SystemExit):
         parse_config(["--help"])
     words = " ".join(capsys.readouterr().out.split())
@@ -179,7 +179,7 @@ def test_help_explains_fields_and_priors(capsys: pytest.CaptureFixture):
     ],
 )
 def test_errors_become_messages(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture):
-    """A UserError ends with 1, Ctrl-C with 130, both with a message."""
+    """A UserError exits with code 1 and Ctrl-C with 130, each with a message."""
 
     def fail() -> None:
         raise error
@@ -190,13 +190,16 @@ def test_errors_become_messages(error: BaseException, code: int, says: str, caps
 
 
 def test_a_defect_keeps_its_traceback():
-    """What is not the user's to mend is not dressed up as if it were."""
+    """Any other exception is not caught."""
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
 
 
 def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path: Path):
-    """In both forms of the flag; --config wins; a folder without one is refused."""
+    """With `of_run`, --run_dir loads the configuration of the run, and --config takes precedence.
+
+    A directory without a configuration is refused.
+    """
     (tmp_path / "config.yaml").write_text(f"seed: 9\n{path.read_text()}")
     for flags in (["--run_dir", str(tmp_path)], ["--trackers", "[]", f"--run_dir={tmp_path}"]):
         assert parse_config(flags, of_run=True)[0].seed == 9
@@ -207,7 +210,7 @@ def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path:
 
 
 def test_without_the_repository_a_configuration_is_asked_for(tmp_path: Path):
-    """A package that was installed alone has no quickstart.yaml beside it."""
+    """Without quickstart.yaml, as in an installed package, the message asks for --config."""
     with pytest.raises(UserError, match="pass an existing file to --config"):
         parse_config([], default_config=tmp_path / "quickstart.yaml")
 
@@ -222,6 +225,7 @@ def test_without_the_repository_a_configuration_is_asked_for(tmp_path: Path):
     ],
 )
 def test_unknown_fields_of_levels_and_priors_are_named_with_their_level(path: Path, flags: list[str], says: str):
+    """Unknown fields of levels and priors are named with their level."""
     with pytest.raises(UserError, match=re.escape(says)):
         parse_config(["--config", str(path), *flags])
 
@@ -231,7 +235,7 @@ JUNK = [None, True, -1, 0, 3, 10**12, 10**30, 0.5, float("nan"), float("inf"), "
 
 
 def spoilt(content: Any, random: Random) -> Any:
-    """A copy with one value, at any depth, replaced by junk or under another name."""
+    """Return a copy in which one value, at any depth, is replaced or a key is renamed."""
     if isinstance(content, dict) and content and random.random() < 0.9:
         name = random.choice(sorted(content, key=str))
         if random.random() < 0.1:
@@ -244,7 +248,7 @@ def spoilt(content: Any, random: Random) -> Any:
 
 
 def test_spoilt_configurations_end_in_a_message(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """500 random ones: each is good after all, refused with a message, or refused by the parser with code 2."""
+    """500 corrupted configurations are accepted, raise a UserError, or are refused by the parser with exit code 2."""
     good, random, refused = yaml.safe_load(path.read_text()), Random(0), 0
     file = tmp_path / "spoilt.yaml"
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""Processes that train together, and what Accelerate is asked for."""
+"""Training with several processes, and the options passed to Accelerate."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from vqvae2.run.lock import locked
 
 
 def start_two(*arguments: str) -> list[subprocess.Popen]:
-    """Two processes of a pipeline without a launcher, as srun starts them."""
+    """Start two processes of a pipeline without a launcher, as srun does."""
     command, environment = command_of(*arguments)
     environment |= {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = str(20000 + (os.getpid() + 7) % 20000)
@@ -31,7 +31,7 @@ def start_two(*arguments: str) -> list[subprocess.Popen]:
 
 
 def end(processes: list[subprocess.Popen]) -> None:
-    """End what still runs."""
+    """Kill the processes that are still running."""
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -39,7 +39,7 @@ def end(processes: list[subprocess.Popen]) -> None:
 
 
 def test_a_refusal_of_the_first_process_ends_all(tmp_path: Path) -> None:
-    """A folder in use: both processes end with 1, soon, and one of them says why."""
+    """If the directory is in use, both processes exit with code 1 and only the first prints the reason."""
     config = write_config(tmp_path, tmp_path / "run")
     with locked(tmp_path / "run" / "stage1"):
         processes = start_two("stage1", "--config", str(config))
@@ -53,7 +53,7 @@ def test_a_refusal_of_the_first_process_ends_all(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path) -> None:
-    """The long timeout is for work, not for the dead."""
+    """When a process is killed, the other one fails quickly, despite the long timeout of the process group."""
     flags = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000", "--stage1.save_every", "100000"]
     config = write_config(tmp_path, tmp_path / "run")
     processes = start_two("stage1", "--config", str(config), *flags)
@@ -69,7 +69,7 @@ def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path) -> None:
 
 
 def test_the_other_processes_wait_for_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than the 10 minutes of NCCL's default, for a survey of a million files."""
+    """The timeout exceeds NCCL's default of 10 minutes, so that processes can wait for a survey of a million files."""
     asked = {}
     monkeypatch.setattr(launch, "PartialState", lambda **options: asked.update(options))
     launch.join_processes()
@@ -77,14 +77,17 @@ def test_the_other_processes_wait_for_long_work(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_process_trains_in_one_precision_after_another() -> None:
-    """Which rests on AcceleratorState._reset_state: stage 4 trains several priors, each in its own precision."""
+    """The mixed precision can change within a process, as in stage 4, where each prior has its own.
+
+    This relies on AcceleratorState._reset_state.
+    """
     for precision in ("no", "bf16", "no"):
         assert start_accelerator("stage1", precision).mixed_precision == precision
         assert AcceleratorState().mixed_precision == precision
 
 
 class Tracker:
-    """Notes what it is given."""
+    """Tracker that stores the configuration it is given."""
 
     def __init__(self, name: str):
         self.name = name
@@ -94,7 +97,10 @@ class Tracker:
 
 
 def test_a_resumed_stage_goes_on_with_its_run_of_weights_and_biases(tmp_path: Path) -> None:
-    """Its id is kept in the stage's folder; it gets the configuration nested, TensorBoard gets numbers and texts."""
+    """A resumed stage uses the same Weights & Biases run id, and another stage a different one.
+
+    Weights & Biases gets the nested configuration; TensorBoard gets a flat one of numbers and strings.
+    """
     config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
     config = replace(config, trackers=["wandb", "tensorboard"])
     asked, trackers = [], [Tracker("wandb"), Tracker("tensorboard")]
@@ -117,7 +123,7 @@ def test_a_resumed_stage_goes_on_with_its_run_of_weights_and_biases(tmp_path: Pa
 
 @pytest.mark.parametrize("pipeline", ["stage1", "stage2", "stage3", "stage4", "sample", "evaluate", "benchmark"])
 def test_help_does_not_wait_for_pytorch(pipeline: str) -> None:
-    """It is shown without importing torch."""
+    """--help does not import torch."""
     program = (
         "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""Precision by device."""
+"""Floating-point precision on devices without float64."""
 
 from types import ModuleType
 
@@ -13,7 +13,7 @@ from vqvae2.run.precision import widest_float
 
 
 class NoFloat64(TorchDispatchMode):
-    """Refuses every operation whose result is float64, as a device without it does."""
+    """Dispatch mode that fails on operations with a float64 result, like a device without float64."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
@@ -23,7 +23,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Apple's MPS: what is computed on the device takes float32 there, and its results stay close."""
+    """On devices without float64, such as MPS, float32 is used and the results are close."""
     assert widest_float(torch.device("mps")) == torch.float32
     assert widest_float(torch.device("cpu")) == widest_float(torch.device("cuda")) == torch.float64
 

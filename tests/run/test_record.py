@@ -1,4 +1,4 @@
-"""Runs that go on: what is compared with the run's record, what comes from it, and what may change."""
+"""Resuming a run: comparison with the recorded configuration, values taken from it, and permitted changes."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, PriorCon
 from vqvae2.config.absent import ABSENT
 from vqvae2.run.command_line import parse_config
 
-# The fields of the oldest records that are read; one that is not here was added later and stands in ABSENT.
+# Fields of the oldest supported records; fields that were added later have a value in ABSENT.
 FIRST_FIELDS = {
     "images": (
         ImagesConfig,
@@ -41,13 +41,13 @@ FIRST_FIELDS = {
 
 @pytest.fixture
 def run(tiny_run: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A copy of the tiny run's folder."""
+    """A copy of the tiny run's directory."""
     shutil.copytree(tiny_run[1], tmp_path / "run")
     return tmp_path / "run"
 
 
 def edit_record(path: Path, section: str, **changes: object) -> None:
-    """Change fields of a section of a config.yaml or model.json; None takes the field out."""
+    """Change fields in a section of a config.yaml or model.json; None removes the field."""
     content = yaml.safe_load(path.read_text())
     for name, value in changes.items():
         content[section].pop(name) if value is None else content[section].update({name: value})
@@ -56,14 +56,14 @@ def edit_record(path: Path, section: str, **changes: object) -> None:
 
 @pytest.mark.parametrize("section", FIRST_FIELDS)
 def test_every_later_field_says_what_its_absence_means(section: str) -> None:
-    """A field that is added without a line in ABSENT would strand or change every run of before."""
+    """Every field that was added after the oldest supported records has a value in ABSENT."""
     kind, first = FIRST_FIELDS[section]
     later = {x.name for x in fields(kind)} - set(first.split())
     assert later == {key.removeprefix(f"{section}.") for key in ABSENT if key.rpartition(".")[0] == section}
 
 
 def test_absent_fields_are_added_and_present_ones_stay() -> None:
-    """Of every level, and only in sections that the record has."""
+    """Missing fields are added for every level, only in sections that the record contains; others are unchanged."""
     record = {
         "autoencoder": {"level_dropout": 0.3},
         "priors": {"top": {}, "bottom": {"activation_checkpointing": True}},
@@ -76,7 +76,10 @@ def test_absent_fields_are_added_and_present_ones_stay() -> None:
 
 
 def test_a_run_from_before_a_field_goes_on(tiny_run: tuple[Path, Path], run: Path) -> None:
-    """Its absence in config.yaml and model.json has its meaning; another value for it is refused with both."""
+    """A run whose records lack a field can be continued with the value that its absence means.
+
+    Another value is refused with a message that contains both.
+    """
     edit_record(run / "stage1" / "config.yaml", "autoencoder", level_dropout=None)
     edit_record(run / "stage1" / "model.json", "model", level_dropout=None)
     flags = ("--config", str(tiny_run[0]), "--run_dir", str(run), "--stage1.total_steps", "6")
@@ -87,7 +90,7 @@ def test_a_run_from_before_a_field_goes_on(tiny_run: tuple[Path, Path], run: Pat
 
 
 def test_what_is_not_given_comes_from_the_record(tiny_run: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
-    """A default that has changed since the run began does not reach it; in a new run it does."""
+    """Fields that are not set explicitly are taken from the record of a run; a new run uses the defaults."""
     edit_record(run / "stage1" / "config.yaml", "autoencoder", ema_decay=0.9)
     edit_record(run / "stage3" / "config.yaml", "priors", top={"label_dropout": 0.4})
     flags = ["--config", str(tiny_run[0]), "--autoencoder.residual_layers", "3"]
@@ -99,7 +102,7 @@ def test_what_is_not_given_comes_from_the_record(tiny_run: tuple[Path, Path], ru
 
 
 def test_fewer_steps_than_the_checkpoint_are_refused(tiny_run: tuple[Path, Path], run: Path) -> None:
-    """Step 4's weights are not exported as step 3's; both numbers are named."""
+    """A total_steps below the step of the checkpoint is refused with both numbers, and nothing is exported."""
     for name in ("model.json", "model.safetensors"):
         (run / "stage1" / name).unlink()
     flags = ("--config", str(tiny_run[0]), "--run_dir", str(run), "--stage1.total_steps")
@@ -110,7 +113,10 @@ def test_fewer_steps_than_the_checkpoint_are_refused(tiny_run: tuple[Path, Path]
 
 
 def test_a_run_that_met_a_nan_goes_on_with_another_rate(tiny_run: tuple[Path, Path], run: Path) -> None:
-    """A rate that breaks the weights stops it; the message's remedy takes it up from its checkpoint."""
+    """A learning rate that leads to non-finite values stops the run.
+
+    With a lower learning rate, as the message suggests, the run resumes from its checkpoint.
+    """
     flags = ("--config", str(tiny_run[0]), "--run_dir", str(run), "--stage1.total_steps", "12")
     message = refusal("stage1", *flags, "--stage1.learning_rate", "1e30")
     assert "not finite" in message and "run the same command again with a lower learning_rate" in message
@@ -120,7 +126,7 @@ def test_a_run_that_met_a_nan_goes_on_with_another_rate(tiny_run: tuple[Path, Pa
 
 
 def test_the_same_pixels_are_measured_in_training_and_in_evaluation(tiny_run: tuple[Path, Path]) -> None:
-    """metrics.jsonl has the PSNR of reconstructions rounded to 8 bits, as evaluation.json has."""
+    """The PSNR in metrics.jsonl is that of reconstructions rounded to 8 bits, as in the evaluation."""
     import torch
 
     from vqvae2.images.distances import psnr

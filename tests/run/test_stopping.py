@@ -1,4 +1,4 @@
-"""Stages that are told to stop, that lose their launcher, whose neighbour fails, or whose folder is taken."""
+"""Stopping: signals, loss of the launcher, errors in another process, and directories that are in use."""
 
 import json
 import os
@@ -22,29 +22,29 @@ ENDLESS = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000"
 
 @pytest.fixture
 def endless(tmp_path: Path) -> list[str]:
-    """Flags of a stage 1 that saves only when it is stopped."""
+    """Flags of a stage 1 that saves a checkpoint only when it is stopped."""
     return ["--config", str(write_config(tmp_path, tmp_path / "run")), *ENDLESS]
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether the stage 1 of an endless run has logged a step."""
+    """Whether stage 1 has logged a step."""
     log = folder / "run" / "stage1" / "metrics.jsonl"
     return log.exists() and log.stat().st_size > 0
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of its checkpoints."""
+    """The steps of the checkpoints of stage 1."""
     checkpoints = (folder / "run" / "stage1" / "checkpoints").glob("step_*")
     return sorted(int(path.name.removeprefix("step_")) for path in checkpoints)
 
 
 def process_of(folder: Path) -> int:
-    """The process that trains, by the lock it holds."""
+    """The id of the training process, read from its lock file."""
     return json.loads((folder / "run" / "stage1" / "lock").read_text())["process"]
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process still runs, if not as a child that nobody has waited for."""
+    """Whether a process is running; zombies do not count."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -53,7 +53,10 @@ def is_alive(process: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda x: x.name)
 def test_signal_finishes_the_step_and_saves(tmp_path: Path, endless: list[str], number: signal.Signals) -> None:
-    """It says so, ends with exit code 75, and the same command goes on from that step."""
+    """After a signal the stage saves, prints a message and exits with code 75; the same command resumes.
+
+    While the stage runs, a second process on the same directory is refused.
+    """
     with running("stage1", *endless) as process:
         wait_until(lambda: has_begun(tmp_path), "the first step")
         if number == signal.SIGTERM:
@@ -70,7 +73,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, endless: list[str], 
 
 
 def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> None:
-    """They agree on a step that both have reached, and save once."""
+    """A signal to one of two processes stops both at the same step, with one checkpoint."""
     with running("stage1", *endless, processes=2) as process:
         wait_until(lambda: has_begun(tmp_path), "the first step")
         first = process_of(tmp_path)
@@ -85,7 +88,7 @@ def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> 
 
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGKILL)])
 def test_lost_launcher_is_noticed(tmp_path: Path, endless: list[str], processes: int, number: signal.Signals) -> None:
-    """The launcher ends and forwards nothing: its orphans save and stop."""
+    """When the launcher exits without forwarding a signal, its processes save and stop."""
     with running("stage1", *endless, processes=processes) as launcher:
         wait_until(lambda: has_begun(tmp_path), "the first step")
         orphan = process_of(tmp_path)
@@ -114,7 +117,7 @@ stage1.run(stage1.main)
 
 
 def test_error_on_one_process_ends_all(tmp_path: Path, endless: list[str]) -> None:
-    """Within a minute, with its message, and nothing is saved."""
+    """An error in one process ends all of them with its message, without a checkpoint."""
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
     command, environment = command_of("stage1", *endless, processes=2)
@@ -128,7 +131,7 @@ def test_error_on_one_process_ends_all(tmp_path: Path, endless: list[str]) -> No
 
 @pytest.fixture
 def requests() -> StopRequests:
-    """Entered, and left without a trace."""
+    """An entered StopRequests; checks that the signal handlers are restored on exit."""
     former = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     with StopRequests() as entered:
         yield entered
@@ -136,7 +139,7 @@ def requests() -> StopRequests:
 
 
 def test_second_interrupt_ends_at_once(requests: StopRequests, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one is noted; one right after it is the same keystroke; a later one interrupts."""
+    """The first SIGINT is recorded, one immediately after it is ignored, and a later one raises KeyboardInterrupt."""
     assert requests.reason() is None
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
@@ -151,7 +154,7 @@ def test_second_interrupt_ends_at_once(requests: StopRequests, monkeypatch: pyte
 def test_parent_counts_only_where_it_is_a_launcher(
     requests: StopRequests, monkeypatch: pytest.MonkeyPatch, launched: bool
 ) -> None:
-    """A run that was started by hand goes on after its shell has ended."""
+    """The exit of the parent process stops a run only if the run was started by a launcher, not by a shell."""
     for name in stopping.LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     if launched:
@@ -161,7 +164,7 @@ def test_parent_counts_only_where_it_is_a_launcher(
 
 
 def test_environment_is_recorded(tiny_run: tuple[Path, Path]) -> None:
-    """Beside the configuration of each stage that trains."""
+    """Each training stage writes environment.json beside its configuration."""
     for stage in ("stage1", "stage3", "stage4/bottom"):
         environment = json.loads((tiny_run[1] / stage / "environment.json").read_text())
         assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -171,7 +174,10 @@ def test_environment_is_recorded(tiny_run: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("name", ["stage1", "stage3", "stage4"])
 def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_path: Path, name: str) -> None:
-    """SIGKILL at a random moment, then the same command: the same bits, and the same log. A soak is run by hand."""
+    """A stage that is killed at a random moment and restarted gives the same weights and log, bit for bit.
+
+    tests/by_hand/soak.py repeats this many times.
+    """
     config, run_dir = tiny_run
     assert soak(run_dir, config, name, 1, random.Random(), tmp_path) == (1, 1)
 
@@ -187,7 +193,10 @@ if [ "$1" = requeue ]; then echo "$2" > "$REQUEUED"; else echo 127.0.0.1; fi
 
 
 def test_slurm_script_requeues_a_stopped_job(tmp_path: Path, endless: list[str]) -> None:
-    """With stand-ins for Slurm's commands: two tasks without a launcher, a signal to the job step, requeue."""
+    """A signal to the job step stops the run with a checkpoint, and the script requeues the job.
+
+    Slurm's commands are replaced by stand-ins that start two tasks.
+    """
     for name, content in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(0o755)

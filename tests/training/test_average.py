@@ -1,4 +1,4 @@
-"""Averaged weights against a plain loop."""
+"""Weight averaging, compared with a plain loop."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ APPLIED = torch.tensor(True)
 
 
 def test_average_is_that_of_a_loop_with_the_decay_warmed_up() -> None:
-    """a <- d a + (1 - d) w with d = min(decay, (1 + step) / (10 + step)), in float64."""
+    """a <- d a + (1 - d) w with d = min(decay, (1 + step) / (10 + step)), computed in float64."""
     module = nn.Linear(3, 2).double()
     average = WeightAverage(module, decay=0.25)
     expected = module.weight.detach().clone()
@@ -23,7 +23,7 @@ def test_average_is_that_of_a_loop_with_the_decay_warmed_up() -> None:
 
 
 def test_short_run_forgets_its_initial_weights() -> None:
-    """With a decay of 0.9999 the average after 100 steps at new weights is within 1 % of them."""
+    """With a decay of 0.9999, the average after 100 steps with constant weights is within 1 % of them."""
     module = nn.Linear(3, 2)
     module.weight.data.fill_(100.0)
     average = WeightAverage(module, decay=0.9999)
@@ -34,7 +34,7 @@ def test_short_run_forgets_its_initial_weights() -> None:
 
 
 def test_step_that_was_not_applied_leaves_the_average() -> None:
-    """Not a bit of it changes."""
+    """A step that was not applied leaves the average unchanged, bit for bit."""
     module = nn.Linear(3, 2)
     average = WeightAverage(module, decay=0.5)
     before = average.averages["weight"].clone()
@@ -44,7 +44,7 @@ def test_step_that_was_not_applied_leaves_the_average() -> None:
 
 
 def test_swapped_in_and_back() -> None:
-    """Within, the module computes with the average; after it, an error in between or not, both are as before."""
+    """Inside the context the module has the averaged weights; afterwards both are restored, even after an exception."""
     module = nn.Linear(3, 2)
     weights = module.weight.detach().clone()
     average = WeightAverage(module, decay=0.5)
@@ -57,7 +57,7 @@ def test_swapped_in_and_back() -> None:
 
 
 def test_weights_without_gradient_are_taken_as_they_are() -> None:
-    """A codebook that follows no gradient is not averaged: within `swapped_in` it is the present one."""
+    """Weights without gradient, such as an EMA codebook, are not averaged: `swapped_in` keeps their current values."""
     module = nn.Linear(3, 2)
     module.bias.requires_grad_(False)
     average = WeightAverage(module, decay=0.5)
@@ -68,7 +68,7 @@ def test_weights_without_gradient_are_taken_as_they_are() -> None:
 
 
 def test_saved_averages_are_taken_up_again() -> None:
-    """An average with loaded values goes on as the one they were saved from."""
+    """After loading saved averages, updates give the same values as the original average."""
     module = nn.Linear(3, 2)
     first = WeightAverage(module, decay=0.5)
     first.averages["weight"].fill_(7.0)

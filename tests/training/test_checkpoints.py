@@ -1,4 +1,4 @@
-"""Checkpoints that survive whatever happens while they are written, and afterwards."""
+"""Checkpoints: round trips, interrupted writes and damaged files."""
 
 import resource
 import signal
@@ -16,7 +16,7 @@ from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkp
 
 
 def checkpoint(step: int) -> Checkpoint:
-    """One whose tensors tell its step."""
+    """Return a checkpoint whose tensors contain its step."""
     weights = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last) + step
     return Checkpoint(step, {"module": {"a.weight": weights, "count": torch.tensor(step)}, "sums": {}})
 
@@ -27,7 +27,7 @@ def names(directory: Path) -> list[str]:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Within, the operating system refuses to write more than `size` bytes into a file, as a full disk would."""
+    """Context manager in which files cannot grow beyond `size` bytes, as on a full disk."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
@@ -39,7 +39,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    """Every tensor comes back bit for bit, scalars, empty groups and tensors of another memory layout included."""
+    """All tensors are restored bit for bit, including scalars, empty groups and channels-last tensors."""
     saved = checkpoint(7)
     save_checkpoint(tmp_path / "checkpoints", saved)
     loaded = load_checkpoint(tmp_path / "checkpoints")
@@ -51,14 +51,14 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
-    """Where no checkpoint was written there is none, and no warning."""
+    """Without a checkpoint, None is returned and no warning is issued."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_checkpoint(tmp_path / "checkpoints") is None
 
 
 def test_newest_two_are_kept(tmp_path: Path) -> None:
-    """Older ones are removed, and the newest is loaded."""
+    """Only the newest two checkpoints are kept, and the newest is loaded."""
     for step in (2, 30, 4):
         save_checkpoint(tmp_path, checkpoint(step))
     assert names(tmp_path) == ["step_00000004", "step_00000030"]
@@ -68,7 +68,7 @@ def test_newest_two_are_kept(tmp_path: Path) -> None:
 
 
 def test_step_may_be_saved_again(tmp_path: Path) -> None:
-    """A second checkpoint of the same step takes the place of the first."""
+    """A second checkpoint of the same step replaces the first."""
     for value in (1, 2):
         save_checkpoint(tmp_path, Checkpoint(5, {"module": {"a": torch.tensor(value)}}))
     assert load_checkpoint(tmp_path).groups["module"]["a"] == 2
@@ -93,7 +93,7 @@ def flip_a_byte(path: Path) -> None:
     ],
 )
 def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, file: str, damage) -> None:
-    """Whatever was done to the newest, the warning names it and training can go on from the other."""
+    """If the newest checkpoint is damaged, a warning names it and the previous one is loaded."""
     for step in (2, 3):
         save_checkpoint(tmp_path, checkpoint(step))
     damage(tmp_path / "step_00000003" / file)
@@ -103,7 +103,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, fil
 
 
 def test_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
-    """A process killed while writing leaves nothing that is loaded, and the next save is not disturbed by it."""
+    """A partially written checkpoint is not loaded, and the next save succeeds and removes it."""
     save_checkpoint(tmp_path, checkpoint(2))
     (tmp_path / "step_00000002").rename(tmp_path / ".step_00000004.partial")
     assert load_checkpoint(tmp_path) is None
@@ -113,7 +113,7 @@ def test_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_failed_write_keeps_the_former_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is told to the user; both former checkpoints stay whole, and nothing half written is left."""
+    """A full disk raises a UserError; the earlier checkpoints are kept and no partial one remains."""
     for step in (2, 3):
         save_checkpoint(tmp_path, checkpoint(step))
 
@@ -129,7 +129,7 @@ def test_failed_write_keeps_the_former_checkpoints(tmp_path: Path, monkeypatch: 
 
 
 def test_refusal_by_the_operating_system_reaches_the_user(tmp_path: Path) -> None:
-    """The same where safetensors itself meets the refusal, which it reports as an error of its own."""
+    """A write error that safetensors reports with its own exception also raises a UserError."""
     save_checkpoint(tmp_path, checkpoint(2))
     large = Checkpoint(3, {"module": {"a": torch.zeros(100_000)}})
     with pytest.raises(UserError, match=str(tmp_path)), largest_file(100_000):

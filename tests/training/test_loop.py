@@ -1,4 +1,4 @@
-"""The training loop in one process: accumulation, resuming, and updates that are not finite."""
+"""The training loop in one process: gradient accumulation, resuming and non-finite updates."""
 
 import json
 import time
@@ -43,13 +43,13 @@ SETTINGS = {
 
 
 class InterruptionError(Exception):
-    """The process is ended from outside."""
+    """Simulates the interruption of the process."""
 
 
 def autoencoder_objective(
     train: TrainConfig, dtype: torch.dtype = torch.float32, update: str = "ema"
 ) -> AutoencoderObjective:
-    """Of a tiny autoencoder whose codebooks start after the first step and have codes revived."""
+    """Objective of a tiny autoencoder with codebooks from the second step on, code revival and level dropout."""
     config = AutoencoderConfig(
         [LevelConfig("top", 8, codebook_size=6, code_dim=3), LevelConfig("bottom", 4, codebook_size=12, code_dim=2)],
         hidden_channels=8,
@@ -65,7 +65,7 @@ def autoencoder_objective(
 
 
 def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> PriorObjective:
-    """Of a tiny prior with attention, dropout and hidden labels."""
+    """Objective of a tiny prior with attention, dropout and label dropout."""
     config = PriorConfig(
         hidden_channels=8,
         residual_channels=8,
@@ -81,7 +81,7 @@ def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> P
 
 
 def batch_of(objective: Objective, step: int) -> ImageBatch | CodeBatch:
-    """The global batch of a step."""
+    """Return the global batch of a step."""
     generator = torch.Generator().manual_seed(step)
     labels, positions = torch.randint(2, (BATCH,), generator=generator), torch.arange(BATCH)
     if isinstance(objective, PriorObjective):
@@ -102,7 +102,7 @@ def train(
     pause: float = 0.0,
     after_validation: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run the loop on one CPU process; `pause`: seconds until each batch is there."""
+    """Run the loop in one CPU process; each batch is delayed by `pause` seconds."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     parts = settings.gradient_accumulation_steps
@@ -119,7 +119,7 @@ def train(
 
 
 def interrupt(objective: Objective, at: int) -> Objective:
-    """End the process in the middle of a step."""
+    """Make the objective raise InterruptionError in the middle of step `at`."""
     end_step = objective.end_step
 
     def stopping(step: int, *arguments: Any) -> None:
@@ -134,7 +134,7 @@ def interrupt(objective: Objective, at: int) -> Objective:
 def spoil(
     objective: Objective, steps: tuple[int, ...], value: float, before: Callable[[], object] = lambda: None
 ) -> Objective:
-    """Put `value` into one pixel of the last image of the global batch at some steps, after calling `before`."""
+    """Set a pixel of the last image of the global batch to `value` at the given steps, after calling `before`."""
     loss = objective.loss
 
     def spoilt(model: Any, batch: ImageBatch, step: int) -> Any:
@@ -149,25 +149,25 @@ def spoil(
 
 
 def everything(objective: Objective) -> dict[str, torch.Tensor]:
-    """Weights, codebooks and what the objective carries on."""
+    """Return copies of the module's state and the objective's state."""
     return {name: x.clone() for name, x in {**objective.module.state_dict(), **objective.state()}.items()}
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """The same names and the same bits."""
+    """Check that names and tensors are equal, bit for bit."""
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def log_of(directory: Path) -> list[dict]:
-    """The lines of the log without times."""
+    """Return the lines of the log without times."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{key: x for key, x in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
 
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
-    """A batch of 8 in 4 parts gives the weights, codebooks, averages and metrics of the batch in one."""
+    """A batch in 4 parts gives the same weights, codebooks, averages and metrics as the whole batch."""
     results = []
     for parts in (1, 4):
         settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
@@ -189,9 +189,9 @@ def test_accumulated_batch_is_the_batch(tmp_path: Path, update: str) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("build", [autoencoder_objective, prior_objective])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, parts: int, stopped_at: int) -> None:
-    """Ended at any step and started again, a run has the same weights, averages, codebooks and log.
+    """A run that is interrupted at any step and resumed has the same weights, averages, codebooks and log.
 
-    They agree bit for bit, dropout included.
+    They are equal bit for bit, with dropout.
     """
     settings = TrainConfig(**SETTINGS, gradient_accumulation_steps=parts)
     straight = build(settings)
@@ -201,7 +201,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
         train(tmp_path / "resumed", interrupt(build(settings), stopped_at), settings)
     resumed = build(settings)
     for parameter in resumed.module.parameters():
-        # all of it has to come from the checkpoint, where there is one
+        # the values must come from the checkpoint, if there is one
         parameter.data.add_(1 if stopped_at >= 2 else 0)
     train(tmp_path / "resumed", resumed, settings)
     assert_equal(everything(straight), everything(resumed))
@@ -211,7 +211,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
 
 
 def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:
-    """A checkpoint of a prior from before betas were recorded was made with PyTorch's, and goes on with them."""
+    """A checkpoint without recorded betas resumes with PyTorch's defaults; new checkpoints record their betas."""
     settings = TrainConfig(**SETTINGS)
     straight, begun, resumed, newer = (prior_objective(settings) for _ in range(4))
     straight.betas = begun.betas = DEFAULT_BETAS
@@ -230,7 +230,7 @@ def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:
 
 
 def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced by torch.compile, run without a compiler: the same weights under the same names, and it resumes."""
+    """With `compile`, weights have the same names and values, also after resuming; the eager backend is used."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, compiled = TrainConfig(**SETTINGS), TrainConfig(**SETTINGS, compile=True)
     straight, resumed = prior_objective(plain), prior_objective(compiled)
@@ -244,7 +244,10 @@ def test_compiled_training_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Training goes on, and the checkpoint of that step was saved before the page was tried."""
+    """If the report cannot be written, a warning is printed and training continues.
+
+    The checkpoint of that step is saved before the report is written.
+    """
     settings = TrainConfig(**SETTINGS)
     saved = []
 
@@ -258,7 +261,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pyte
 
 
 def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
-    """With a constant rate 4 steps and then 2 more are 6 steps."""
+    """With a constant learning rate, 4 steps and then 2 more equal 6 steps."""
     settings = {**SETTINGS, "schedule": "constant", "validate_every": 100}
     longer = TrainConfig(**settings)
     straight, resumed = prior_objective(longer), prior_objective(longer)
@@ -270,7 +273,7 @@ def test_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
 
 
 def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
-    """Validation sees the averaged weights in eval mode, and just those are exported; training keeps its own."""
+    """Validation uses the averaged weights in eval mode, and these are exported; the trained weights are kept."""
     settings = TrainConfig(**SETTINGS)
     objective = prior_objective(settings)
     seen = []
@@ -291,9 +294,9 @@ def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
 def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    """One NaN in the last image of step 5: weights, codebooks and average stay as after step 4.
+    """A NaN in the last image of step 5 leaves weights, codebooks and averages as after step 4.
 
-    The message names the step.
+    The run stops with a message that names the step.
     """
     settings = TrainConfig(**{**SETTINGS, "log_every": 1}, gradient_accumulation_steps=parts)
     averages = []
@@ -319,7 +322,7 @@ def test_batch_that_is_not_finite_changes_nothing_and_stops_the_run(
 
 
 def test_first_bad_step_is_named_though_it_is_read_later(tmp_path: Path) -> None:
-    """Steps 3 and 4 are bad and the log is read at step 6: step 3 is named, and no checkpoint follows it."""
+    """If steps 3 and 4 are non-finite and found at step 6, the message names step 3 and no checkpoint is saved."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 6, "save_every": 100, "gradient_clip": None})
     objective = spoil(autoencoder_objective(settings), (2, 3), torch.inf)
 
@@ -330,7 +333,7 @@ def test_first_bad_step_is_named_though_it_is_read_later(tmp_path: Path) -> None
 
 
 def test_save_does_not_keep_a_bad_run(tmp_path: Path) -> None:
-    """A bad step is found before the next checkpoint, though no log is due: the one before it stays the newest."""
+    """A non-finite step is found before the next checkpoint is saved, even if no log line is due."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 100, "total_steps": 8})
     objective = spoil(autoencoder_objective(settings), (4,), torch.nan)
 
@@ -340,7 +343,7 @@ def test_save_does_not_keep_a_bad_run(tmp_path: Path) -> None:
 
 
 def test_bad_step_in_the_continuous_part_is_left_out(tmp_path: Path) -> None:
-    """Before the codebooks start a bad step stops the run just the same, with everything finite."""
+    """A non-finite step before quantization starts stops the run and changes nothing."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 1})
     objective = spoil(autoencoder_objective(settings), (0,), torch.nan)
     initial = everything(objective)
@@ -351,7 +354,7 @@ def test_bad_step_in_the_continuous_part_is_left_out(tmp_path: Path) -> None:
 
 
 def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
-    """A tiny clip gives other weights than none, and the logged norm is the one before clipping."""
+    """Clipping changes the weights, and the logged norm is the one before clipping."""
     norms, weights = [], []
     for clip in (1e-7, None):
         settings = TrainConfig(**{**SETTINGS, "total_steps": 1, "gradient_clip": clip, "log_every": 1})
@@ -364,14 +367,14 @@ def test_gradient_is_clipped_to_its_largest_norm(tmp_path: Path) -> None:
 
 
 def test_waiting_for_data_is_warned_of_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Where the images come slower than they are trained on."""
+    """A warning is printed once if loading is slower than training."""
     settings = TrainConfig(**{**SETTINGS, "log_every": 1})
     train(tmp_path, prior_objective(settings), settings, pause=0.3)
     assert capsys.readouterr().out.count("of the time was spent waiting for data: increase images.workers") == 1
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
-    """A line for every 2 steps holds the mean of the lines for each, also across a checkpoint and a resume."""
+    """With log_every 2, each line contains the means of the metrics of its two steps."""
     lines = {}
     for every in (1, 2):
         settings = TrainConfig(**{**SETTINGS, "log_every": every})
@@ -385,7 +388,7 @@ def test_figures_are_means_over_the_logged_steps(tmp_path: Path) -> None:
 
 
 def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path: Path) -> None:
-    """Also where the run had ended between two lines and went on to more steps."""
+    """Metrics are means over the steps since the last line, also if the run ended and was continued in between."""
     settings = {**SETTINGS, "schedule": "constant", "validate_every": 100}
     every_step = TrainConfig(**{**settings, "log_every": 1})
     train(tmp_path / "single", prior_objective(every_step), every_step)

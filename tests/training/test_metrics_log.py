@@ -1,4 +1,4 @@
-"""metrics.jsonl over a resume."""
+"""metrics.jsonl when training is resumed."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_lines_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
-    """On resume from step 4 the lines of steps up to 4 stay, later ones go, and new ones follow."""
+    """On resume from step 4, lines of later steps are removed and new lines are appended."""
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, 0)
     for step in (2, 4, 6):
@@ -27,7 +27,7 @@ def test_lines_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:
-    """What a process that was killed left half written does not spoil the next line."""
+    """A partial line, left by a killed process, is removed."""
     path = tmp_path / "metrics.jsonl"
     MetricsLog(path, 0).write(2, "train", {"loss": 1.0})
     whole = path.read_text()
@@ -38,7 +38,7 @@ def test_half_a_line_is_dropped(tmp_path: Path) -> None:
 
 
 def test_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
-    """A line that was written whole but for its newline leaves the file readable."""
+    """A last line without a newline leaves the file readable."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "split": "train"}')
     MetricsLog(path, 2).write(3, "train", {})
@@ -46,7 +46,7 @@ def test_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
 
 
 def test_new_run_begins_anew(tmp_path: Path) -> None:
-    """A run from step 0 keeps nothing of an earlier one that left no checkpoint."""
+    """A run from step 0 removes all lines of an earlier run."""
     path = tmp_path / "metrics.jsonl"
     MetricsLog(path, 0).write(1, "train", {"loss": 1.0})
     MetricsLog(path, 0)

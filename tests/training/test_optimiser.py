@@ -1,4 +1,4 @@
-"""Adam's state as tensors."""
+"""The optimizer: Adam's state as tensors, skipped steps and learning rate factors."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, opt
 
 
 def a_module(channels_last: bool) -> nn.Module:
-    """With a weight that follows no gradient."""
+    """Return a module with one parameter that requires no gradient."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
     module[1].bias.requires_grad_(False)
@@ -26,7 +26,7 @@ def steps(module: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
-    """Steps after a round trip through a safetensors file equal those that were never interrupted."""
+    """Steps after a round trip through safetensors equal those without interruption, bit for bit."""
     straight, resumed = a_module(channels_last), a_module(channels_last)
     optimiser = build_optimiser(straight, {})
     steps(straight, optimiser, range(3))
@@ -43,7 +43,7 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
 
 
 def test_a_fused_step_leaves_itself_out() -> None:
-    """Where `found_inf` is 1, an attribute of PyTorch's that its fused steps read and that is documented nowhere."""
+    """A fused step is skipped where `found_inf` is 1; PyTorch's fused optimizers read this undocumented attribute."""
     module = a_module(channels_last=False)
     optimiser = build_optimiser(module, {})
     set_rate(optimiser, 1e-3)
@@ -57,9 +57,9 @@ def test_a_fused_step_leaves_itself_out() -> None:
 
 
 def test_step_follows_adam() -> None:
-    """The first step moves each weight by the learning rate against its gradient's sign.
+    """The first step moves each weight by the learning rate, against the sign of its gradient.
 
-    Weights without gradient stay.
+    Weights without gradient do not change.
     """
     module = nn.Linear(2, 1).double()
     module.bias.requires_grad_(False)
@@ -73,7 +73,7 @@ def test_step_follows_adam() -> None:
 
 
 def test_rate_is_multiplied_where_a_factor_is_given() -> None:
-    """Adam's first update is of the rate's size: three times it with a factor of 3, once without."""
+    """The first update of Adam equals the learning rate, multiplied by 3 where a factor of 3 is given."""
     module = a_module(channels_last=False)
     before = [p.detach().clone() for p in module.parameters()]
     optimiser = build_optimiser(module, {module[0].weight: 3.0})

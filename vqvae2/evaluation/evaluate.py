@@ -1,7 +1,6 @@
 """Evaluate a finished run: write evaluation.json, the images of the report, and report.html."""
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from vqvae2.generation.samples import Written, write_samples
 from vqvae2.report.page import write_report
 from vqvae2.run.directory import compare_configuration, recorded_configuration, stage_dir, write_atomically
 from vqvae2.run.launch import refusals_reach_all, start_accelerator
-from vqvae2.run.lock import locked
+from vqvae2.run.lock import locked_by_main
 from vqvae2.training.window import share_of, validation_window
 
 CONTROLS = ("temperature", "top_p", "guidance")
@@ -43,10 +42,7 @@ def evaluate(config: Config) -> Path:
     generator, wanted = subject.generator, config.evaluation
     generator.labels(None, range(wanted.num_samples), config.seed, wanted.guidance)  # fails early if not valid
     path = Path(config.run_dir) / "evaluation.json"
-    with ExitStack() as held:
-        with refusals_reach_all(accelerator):
-            if accelerator.is_main_process:
-                held.enter_context(locked(subject.directory))
+    with locked_by_main(subject.directory, accelerator):
         judged = judge(subject)
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:

@@ -6,11 +6,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from accelerate import Accelerator
 
 from vqvae2.errors import UserError
 from vqvae2.run.directory import make_dir, writing
+from vqvae2.run.launch import refusals_reach_all
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 
@@ -39,6 +42,20 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         file.flush()
+        yield
+
+
+@contextmanager
+def locked_by_main(directory: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Lock a directory on the main process, for all processes.
+
+    Raises:
+        UserError: another process holds the lock, or the directory is not writable; on all processes.
+    """
+    with ExitStack() as held:
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                held.enter_context(locked(directory))
         yield
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vqvae2.errors import UserError
 from vqvae2.run.directory import compare_configuration, record_configuration, write_atomically
 from vqvae2.run.environment import describe_environment
 from vqvae2.run.launch import refusals_reach_all, start_trackers
-from vqvae2.run.lock import locked
+from vqvae2.run.lock import locked_by_main
 from vqvae2.training.checkpoints import newest_step
 from vqvae2.training.loop import finished_step
 
@@ -66,10 +66,9 @@ def recorded(directory: Path, sections: dict[str, Any], config: Config, accelera
     Raises:
         UserError: another process has locked the directory, or a file cannot be written.
     """
-    with ExitStack() as held:
+    with locked_by_main(directory, accelerator):
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
-                held.enter_context(locked(directory))
                 record_configuration(directory, sections)
                 record_configuration(Path(config.run_dir), as_dict(config))
                 environment = {
