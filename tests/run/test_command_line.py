@@ -11,6 +11,7 @@ import yaml
 
 from tests.conftest import ROOT, call, write_config
 from vqvae2.errors import UserError
+from vqvae2.run import command_line
 from vqvae2.run.command_line import parse_config, run
 
 
@@ -261,3 +262,16 @@ def test_spoilt_configurations_end_in_a_message(path: Path, tmp_path: Path, caps
             assert end.code == 2
             refused += 1
     assert refused > 300 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [({}, command_line.SPIN_COUNT), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+)
+def test_waiting_threads_spin_briefly(monkeypatch: pytest.MonkeyPatch, users: dict, expected: str | None) -> None:
+    """Scripts limit how long OpenMP threads spin, unless the user's environment says how they wait."""
+    monkeypatch.setattr(command_line.os, "environ", dict(users))
+    found = []
+    with pytest.raises(SystemExit):
+        command_line.run(lambda: found.append(command_line.os.environ.get("GOMP_SPINCOUNT")))
+    assert found == [expected]

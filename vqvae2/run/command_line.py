@@ -23,6 +23,9 @@ FOOT = "--priors.help lists the fields of a prior. Set one with --priors.LEVEL.F
 HELP = frozenset({"--help", "-h", "--priors.help"})
 INTERRUPTED = 130  # 128 + SIGINT
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+# How often a thread of PyTorch (GNU OpenMP) checks whether the others have finished before it sleeps. The default of
+# 300,000 occupies a core that a thread of another process, or the awaited thread, could use; see tests/README.md.
+SPIN_COUNT = "2000"
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -149,6 +152,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     before saving.
     """
     rank = os.environ.get("RANK", "0")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when PyTorch is imported
     end_with_parent()
     try:
         main()
