@@ -115,7 +115,9 @@ def train(
                 yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    loop.train(objective, batches, validate, settings, directory, 0, accelerator, {"kind": "test"}, after_validation)
+    loop.train(
+        objective, batches, validate, settings, directory, 0, accelerator, lambda: {"kind": "test"}, after_validation
+    )
 
 
 def interrupt(objective: Objective, at: int) -> Objective:

@@ -47,7 +47,7 @@ def train(
     directory: Path,
     seed: int,
     accelerator: Accelerator,
-    description: dict[str, Any],
+    describe: Callable[[], dict[str, Any]],
     after_validation: Callable[[], object] = lambda: None,
 ) -> None:
     """Train to `config.total_steps` updates and export the model.
@@ -64,7 +64,7 @@ def train(
         directory: directory of the stage.
         seed: seed of the run; dropout is seeded with (seed, step, accumulation step, process).
         accelerator: set up with the precision and accumulation of `config`.
-        description: content of model.json, saved with the weights.
+        describe: called on every process with the weights to export in the module; returns the content of model.json.
         after_validation: called on the main process after the metrics of a validation are written.
 
     Raises:
@@ -207,9 +207,12 @@ def train(
                 raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
 
     # Export the weights that later stages load.
-    with average.swapped_in() if average else nullcontext(), refusals_reach_all(accelerator):
-        if accelerator.is_main_process:
-            export_model(directory, module.state_dict(), {**description, "step": config.total_steps})
+    module.eval()
+    with average.swapped_in() if average else nullcontext():
+        description = {**describe(), "step": config.total_steps}
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                export_model(directory, module.state_dict(), description)
 
 
 def _validate(
