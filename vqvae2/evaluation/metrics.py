@@ -63,7 +63,10 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
 
 @torch.no_grad()
 def likelihood(subject: Subject) -> dict[str, Any]:
-    """Compute the section `likelihood`: of codes given labels, of pixels given codes, and of both together."""
+    """Compute the section `likelihood`: of codes given labels, of pixels given codes, and of both together.
+
+    `bits_per_dimension` is an upper bound on -log2 p(x | label), since it comes from log p(x, codes of x | label).
+    """
     accelerator, batch_size = subject.accelerator, subject.config.evaluation.batch_size
     held_out, train = subject.codes["validation"], subject.codes["train"]
     sets = {
