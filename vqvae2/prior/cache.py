@@ -84,30 +84,32 @@ class HorizontalStack:
     """The horizontal stack of all layers."""
 
     def __init__(self, layers: list[GatedLayer], lags: list[int], condition: Tensor | None, cache: Cache):
-        self.layers, self.front = layers, cache.front
+        self.layers, self.front, self.batch = layers, cache.front, cache.batch
         channels, reach = layers[0].horizontal_in.in_channels, layers[0].reach
         kernels = [layer.horizontal_kernel() for layer in layers]
-        self.left = torch.stack([kernel[: reach * channels] for kernel in kernels])  # (L, reach * C, 2R)
+        left = torch.stack([kernel[: reach * channels] for kernel in kernels])  # (L, reach * C, 2R)
         self.here = [kernel[reach * channels :] for kernel in kernels]  # (C, 2R) each; (0, 2R) for the first layer
-        self.down = torch.stack([layer.downwards.weight.t() for layer in layers])  # (L, 2R, 2R)
-        self.down_bias = torch.stack([layer.downwards.bias for layer in layers])[:, None]  # (L, 1, 2R)
-        bias = torch.stack([cast(Tensor, layer.horizontal_in.bias) for layer in layers])[:, None]  # (L, 1, 2R)
-        self.constant = Constant(layers, 1, bias, condition, cache)
+        down = torch.stack([layer.downwards.weight.t() for layer in layers])  # (L, 2R, 2R)
+        self.down_bias = torch.stack([layer.downwards.bias for layer in layers])[:, None, None]  # (L, 1, 1, 2R)
+        bias = torch.stack([cast(Tensor, layer.horizontal_in.bias) for layer in layers])  # (L, 2R)
+        self.condition = Condition(layers, 1, bias, condition, cache)
+        self.kernel = by_rows(torch.cat([down, left, *self.condition.kernels], dim=1))
         self.lags = torch.tensor(lags, device=bias.device)[:, None]  # (L, 1)
         self.inputs = cache.ring(len(layers), reach + 1, channels)
-        self.above = cache.ring(len(layers), self.front.stride + 1, bias.shape[2])
+        self.above = cache.ring(len(layers), self.front.stride + 1, bias.shape[1])
         self.to_the_left = torch.arange(reach, 0, -1, device=bias.device)
 
     def begin(self) -> Tensor:
         """Terms of each layer from above, from the left and from the condition, (L, B * F, 2R)."""
         front, left = self.front, self.to_the_left
         rows, columns = front.rows[:, None], front.columns[:, None]
-        above = self.above.read(
-            (front.wave - front.stride + self.lags)[:, :, None], rows - 1, front.is_inside(rows - 1, columns)[None]
-        )
+        is_above = front.is_inside(rows - 1, columns)  # (F, 1)
+        above = self.above.read((front.wave - front.stride + self.lags)[:, :, None], rows - 1, is_above[None])
         known = self.inputs.read(front.wave - left, rows, front.is_inside(rows, columns - left)[None])
+        bias = self.condition.bias + self.down_bias * is_above  # (L, B or 1, F, 2R)
         self.sources: list[Tensor] = []
-        return torch.baddbmm(above + self.constant.at(front.columns[None]), known, self.left)
+        inputs = torch.cat([above, known, *self.condition.at(front.columns[None])], dim=2)
+        return torch.baddbmm(bias.expand(-1, self.batch, -1, -1).flatten(1, 2), inputs, self.kernel)
 
     def step(self, i: int, horizontal: Tensor, added: Tensor) -> Tensor:
         """The horizontal stack (B * F, C) after layer i."""
@@ -121,13 +123,12 @@ class HorizontalStack:
         self.inputs.write(front.wave, front.rows, front.inside[None], torch.stack([embedded, *self.sources[1:]]))
 
     def write_above(self, values: Tensor) -> None:
-        """Store what the next row receives from the vertical stack (L, B * F, 2R) before its gates."""
+        """Store what the next row receives: the vertical stack before its gates, (L, B * F, 2R)."""
         front = self.front
-        inside = front.is_inside(front.rows, front.columns - self.lags)
-        self.above.write(front.wave, front.rows, inside, torch.baddbmm(self.down_bias, values, self.down))
+        self.above.write(front.wave, front.rows, front.is_inside(front.rows, front.columns - self.lags), values)
 
     def reorder(self, images: Tensor) -> None:
-        for x in (self.inputs, self.above, self.constant):
+        for x in (self.inputs, self.above, self.condition):
             x.reorder(images)
 
 
@@ -135,20 +136,21 @@ class VerticalStack:
     """The vertical stack of successive layers whose kernels have the same size."""
 
     def __init__(self, layers: list[GatedLayer], lags: list[int], condition: Tensor | None, cache: Cache):
-        self.layers, self.front = layers, cache.front
+        self.layers, self.front, self.batch = layers, cache.front, cache.batch
         self.right, reach, channels = layers[0].right, layers[0].reach, layers[0].vertical_in.in_channels
         kernels = torch.stack([layer.vertical_kernel() for layer in layers])  # (L, (T + 1) * C, 2R), T positions known
-        self.known, self.newest = kernels[:, :-channels].contiguous(), kernels[:, -channels:].contiguous()
-        bias = torch.stack([cast(Tensor, layer.vertical_in.bias) for layer in layers])[:, None]  # (L, 1, 2R)
-        self.constant = Constant(layers, 0, bias, condition, cache)
+        bias = torch.stack([cast(Tensor, layer.vertical_in.bias) for layer in layers])  # (L, 2R)
+        self.condition = Condition(layers, 0, bias, condition, cache)
+        self.kernel = by_rows(torch.cat([kernels[:, :-channels], *self.condition.kernels], dim=1))
+        self.newest = kernels[:, -channels:].contiguous()
         taps = [(up, x) for up in reversed(range(layers[0].extent)) for x in range(-reach, self.right + 1)][:-1]
         self.up, self.to_the_right = torch.tensor(taps, device=bias.device).unbind(1)  # (T,) each
         self.ago = self.up * self.front.stride + self.right - self.to_the_right  # (T,) waves
         self.lags = torch.tensor(lags, device=bias.device)[:, None]  # (L, 1) after each layer
         self.inputs = cache.ring(len(layers), int(self.ago.max()) + 1, channels)
         # Kernels that reach to the right make a layer lag behind the layer before, whose result then has to be kept.
-        self.delays = self.right > 0 and not layers[0].first
-        self.stack = cache.ring(len(layers), self.right + 1, channels) if self.delays else None
+        delays = self.right > 0 and not layers[0].first
+        self.stack = cache.ring(len(layers), self.right + 1, channels) if delays else None
 
     def advance(self, vertical: Tensor, embedded: Tensor, values: list[Tensor]) -> Tensor:
         """Compute the vertical stack of the layers at one position in each row.
@@ -165,67 +167,77 @@ class VerticalStack:
         rows, columns = front.rows[:, None], front.columns - self.lags  # (F, 1), (L, F)
         inside = front.is_inside(rows - self.up, columns[..., None] + self.to_the_right)  # (L, F, T)
         known = self.inputs.read(front.wave - self.ago, rows - self.up, inside)  # (L, B * F, T * C)
-        added = torch.baddbmm(self.constant.at(columns), known, self.known)  # (L, B * F, 2R)
+        bias = self.condition.bias.expand(-1, self.batch, len(rows), -1).flatten(1, 2)  # (L, B * F, 2R)
+        inputs = torch.cat([known, *self.condition.at(columns)], dim=2)
+        added = torch.baddbmm(bias, inputs, self.kernel)  # (L, B * F, 2R)
         if self.stack is not None:
             delayed = self.stack.read(front.wave - self.right, rows, front.is_inside(rows[:, 0], columns)[..., None])
         newest_inside = front.is_inside(rows[:, 0], columns + self.right)  # (L, F)
-        inputs, stacks = [], []
+        newest_inputs, stacks = [], []
         for i, layer in enumerate(self.layers):
             newest = embedded if layer.first else layer.vertical_norm(vertical)
             if self.right > 0:  # else a position outside the grid has no effect inside it
                 newest = newest * newest_inside[i].repeat(len(newest) // len(front.rows))[:, None]
-            inputs.append(newest)
+            newest_inputs.append(newest)
             stacks.append(vertical)
             before = vertical if self.stack is None else delayed[i]
             vertical, value = layer.vertical_step(before, newest, added[i], self.newest[i])
             values.append(value)
-        self.inputs.write(front.wave, front.rows, newest_inside, torch.stack(inputs))
+        self.inputs.write(front.wave, front.rows, newest_inside, torch.stack(newest_inputs))
         if self.stack is not None:
             self.stack.write(front.wave, front.rows, newest_inside, torch.stack(stacks))
         return vertical
 
     def reorder(self, images: Tensor) -> None:
-        for x in (self.inputs, self.stack, self.constant):
+        for x in (self.inputs, self.stack, self.condition):
             if x is not None:
                 x.reorder(images)
 
 
-class Constant:
-    """The terms that L layers add at a position independently of codes: a bias and the term of the condition."""
+class Condition:
+    """What the condition adds to one stack of L layers.
+
+    Attributes:
+        bias: the bias, and the term of a condition that is the same at all positions: (L, 1, 1, 2R) or (L, B, 1, 2R).
+        kernels: the kernel of a condition that differs between positions, (L, C, 2R), in a list that is else empty.
+    """
 
     def __init__(self, layers: list[GatedLayer], stack: int, bias: Tensor, condition: Tensor | None, cache: Cache):
-        """Prepare the terms of `stack`: 0 for the vertical and 1 for the horizontal stack.
+        """Prepare the terms.
 
         Args:
             layers: the layers.
-            stack: index of the stack.
-            bias: (L, 1, 2R).
+            stack: 0 for the vertical and 1 for the horizontal stack.
+            bias: (L, 2R).
             condition: the conditioning of the prior, (B, H, W, C), (B, 1, 1, C) or None.
             cache: provides the wave's positions.
         """
-        self.front, self.terms = cache.front, bias
-        self.condition = None
-        kernels = [layer.condition.weight.chunk(2)[stack].t() for layer in layers if layer.condition is not None]
-        if condition is not None and condition.shape[1:3] == (1, 1):
-            self.terms = (bias + condition.flatten(0, 2) @ torch.stack(kernels))[:, :, None]  # (L, B, 1, 2R)
-        elif condition is not None:
-            self.condition = condition.flatten(1, 2).contiguous()  # (B, H * W, C)
-            self.kernels = torch.stack(kernels)  # (L, C, 2R)
+        self.front, self.bias = cache.front, bias[:, None, None]
+        self.kernels: list[Tensor] = []
+        self.maps: list[Tensor] = []  # (B, H * W, C)
+        if condition is not None:
+            weights = [layer.condition.weight for layer in layers if layer.condition is not None]
+            kernels = torch.stack([weight.chunk(2)[stack].t() for weight in weights])
+            if condition.shape[1:3] == (1, 1):
+                self.bias = self.bias + (condition.flatten(0, 2) @ kernels)[:, :, None]
+            else:
+                self.kernels, self.maps = [kernels], [condition.flatten(1, 2).contiguous()]
 
-    def at(self, columns: Tensor) -> Tensor:
-        """The terms at `columns` (L or 1, F) of the rows in flight, (L, B * F, 2R) or (L, 1, 2R)."""
-        if self.condition is not None:
-            here = self.condition[:, self.front.nearest(columns)].transpose(0, 1).flatten(1, 2)  # (L or 1, B * F, C)
-            return torch.baddbmm(self.terms, here.expand(len(self.kernels), -1, -1), self.kernels)
-        if self.terms.dim() == 4:
-            return self.terms.expand(-1, -1, columns.shape[1], -1).flatten(1, 2)
-        return self.terms
+    def at(self, columns: Tensor) -> list[Tensor]:
+        """Inputs of `kernels` at `columns` (L or 1, F) of the rows in flight, (L, B * F, C) each."""
+        here = [x[:, self.front.nearest(columns)].transpose(0, 1).flatten(1, 2) for x in self.maps]
+        return [x.expand(len(self.bias), -1, -1) for x in here]
 
     def reorder(self, images: Tensor) -> None:
-        if self.condition is not None:
-            self.condition.copy_(self.condition[images])
-        elif self.terms.dim() == 4:
-            self.terms.copy_(self.terms[:, images])
+        for x in self.maps:
+            x.copy_(x[images])
+        if self.bias.shape[1] > 1:
+            self.bias.copy_(self.bias[:, images])
+
+
+def by_rows(kernels: Tensor) -> Tensor:
+    """The same matrices (L, in, out), stored so that `in` is the contiguous dimension: products on CPUs are faster."""
+    return kernels.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class AttentionKeys:
