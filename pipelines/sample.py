@@ -18,14 +18,15 @@ class Options:
         top_k: sample each code from the k most probable codes.
         top_p: sample each code from the smallest set of most probable codes with at least this total probability.
         guidance: scale of classifier-free guidance; 1: none; larger values follow the label more closely.
-        seed: seed of the random numbers; those of image i depend on (seed, i) only.
-        batch_size: images that a process samples at a time.
+        seed: seed of the random numbers; those of image i depend on (seed, i) alone.
+        batch_size: images times particles that a process samples at a time.
         complete: an image file; its region `keep` is kept and the rest is sampled.
-        keep: the half to keep (top, bottom, left or right), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
+        keep: the half to keep (top, bottom, left or right), a box LEFT,UPPER,RIGHT,LOWER in pixels, or an image file, a
+            mask of the picture's size or the run's that is white where the picture is kept.
+        particles: particles per image for `complete`; more than 1, such as 32, also fit codes sampled before kept ones.
         resample: sample this level and all finer levels, given the coarser codes of `image`.
         image: an image file, for `resample`.
-        keep_fraction: copy this fraction of the images of each class, those with the highest confidence of the
-            classifier trained by evaluate.py, to a separate folder.
+        keep_fraction: copy the fraction of each class that evaluate.py's classifier is most confident of to a folder.
         dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
     """
 
@@ -40,6 +41,7 @@ class Options:
     batch_size: int = SAMPLES_AT_A_TIME
     complete: str | None = None
     keep: str = "top"
+    particles: int = 1
     resample: str | None = None
     image: str | None = None
     keep_fraction: float | None = None
@@ -49,7 +51,7 @@ class Options:
 def main() -> None:
     options = parse_options(Options, __doc__)
 
-    # not at the top: importing PyTorch slows --help down
+    # not at the top: PyTorch slows --help down
     from vqvae2.evaluation.rejection import classifier_for, keep_best
     from vqvae2.generation.generator import Generator
     from vqvae2.generation.samples import start_from, write_samples
@@ -66,7 +68,7 @@ def main() -> None:
         options.seed,
         options.batch_size,
         state,
-        start_from(generator, options.complete, options.keep, options.resample, options.image),
+        start_from(generator, options.complete, options.keep, options.resample, options.image, options.particles),
     )
     grid = written.grid
     if options.keep_fraction is not None and state.is_main_process:

@@ -110,11 +110,18 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
     _, run_dir = tiny_run
     picture = tmp_path / "cat, asleep.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture)
+    mask = tmp_path / "mask.png"
+    pixels = np.full((40, 50), 255, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "white.png")
+    pixels[10:30, 15:40] = 0
+    Image.fromarray(pixels).save(mask)
     arguments = ("--run_dir", str(run_dir), "--num_images", "2", "--batch_size", "2")
     for flags, name in (
         (("--complete", str(picture), "--keep", "left"), "complete-cat, asleep"),
         (("--complete", str(picture), "--keep", "0,0,32,8"), "keep-0-0-32-8"),
         (("--resample", "bottom", "--image", str(picture)), "resample-bottom"),
+        (("--complete", str(picture), "--keep", str(mask)), "keep-mask-"),
+        (("--complete", str(picture), "--keep", str(mask), "--particles", "3"), "_particles3_"),
     ):
         before = set((run_dir / "samples").glob("*"))
         succeed("sample", *arguments, *flags)
@@ -125,6 +132,10 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
         (("--complete", str(picture), "--keep", "half"), "keep: 'half'"),
         (("--complete", "missing.png"), "missing.png"),
         (("--resample", "middle", "--image", str(picture)), "resample: 'middle'"),
+        (("--complete", str(picture), "--keep", str(tmp_path / "white.png")), "keeps all pixels"),
+        (("--complete", str(picture), "--keep", str(tmp_path / "none.png")), "none.png"),
+        (("--complete", str(picture), "--particles", "0"), "particles: 0"),
+        (("--particles", "2"), "particles: 2"),
     ):
         assert said in refusal("sample", *arguments, *flags)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, build_autoencoder, describe_autoencoder, load_autoencoder
+from vqvae2.autoencoder.likelihood import pixel_variance
 from vqvae2.autoencoder.objective import AutoencoderObjective
 from vqvae2.autoencoder.validation import usage_warnings, validate_autoencoder
 from vqvae2.codes.extraction import extract_codes, open_codes
@@ -66,9 +68,14 @@ def train_autoencoder(config: Config) -> None:
         return metrics
 
     objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
-    description = describe_autoencoder(config.autoencoder, images, splits.train.classes, splits.train.labels)
+
+    def describe() -> dict[str, Any]:
+        variance = pixel_variance(autoencoder, splits.train, local_batch, images.workers, accelerator)
+        train_set = splits.train
+        return describe_autoencoder(config.autoencoder, images, train_set.classes, train_set.labels, variance)
+
     with recorded(directory, sections, config, accelerator):
-        loop = (objective, batches, validate, stage1, directory, config.seed, accelerator, description)
+        loop = (objective, batches, validate, stage1, directory, config.seed, accelerator, describe)
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
@@ -152,10 +159,13 @@ def train_prior(config: Config, level: str) -> None:
         return {"nats_per_code": nats_per_code(prior, validation_codes, window, local_batch, accelerator)}
 
     window = validation_window(len(validation_codes))
+
+    def describe() -> dict[str, Any]:
+        return describe_prior(prior, trained)
+
     objective = PriorObjective(prior, settings.batch_size, config.seed)
-    description = describe_prior(prior, trained)
     with recorded(directory, sections, config, accelerator):
-        loop = (objective, batches, validate, settings, directory, config.seed, accelerator, description)
+        loop = (objective, batches, validate, settings, directory, config.seed, accelerator, describe)
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
@@ -183,10 +193,11 @@ def _order(num_images: int, settings: TrainConfig, seed: int, first_step: int, a
 def describe_reach(prior: Prior) -> str:
     """Describe the receptive field of a prior, with a warning if it is smaller than the grid."""
     reach = prior.reach()
-    if reach.rows is None or reach.columns is None:
-        return "receptive field: all earlier codes"
-    text = f"receptive field: {reach.rows} rows up and {reach.columns} columns to either side"
-    if reach.rows < prior.grid.height - 1 or reach.columns < prior.grid.width - 1:
+    right = "" if reach.right is None else f", {reach.right} columns to the right in the row above"
+    if reach.rows is None or reach.left is None:
+        return f"receptive field: all earlier codes{right}"
+    text = f"receptive field: {reach.rows} rows up, {reach.left} columns to the left{right}"
+    if reach.rows < prior.grid.height - 1 or reach.left < prior.grid.width - 1:
         text += (
             f"; warning: the grid has {prior.grid.height} rows and {prior.grid.width} columns: "
             "use more layers, a larger kernel_size or attention_layers to cover it"

@@ -130,6 +130,65 @@ def test_complete_keeps_the_region_and_draws_the_rest(generator: Generator) -> N
     assert not torch.equal(halves[0], generator.sample(3, batch_size=2))
 
 
+def test_mask_keeps_any_form_and_particles_change_the_rest(generator: Generator) -> None:
+    """A mask keeps the codes outside a hole, whose former content has no effect.
+
+    With several particles, the result depends on their number, but not on the images beside it in the batch.
+    """
+    images, mask = some_images(3), torch.ones(16, 32, dtype=torch.bool)
+    mask[4:12, 8:24] = False
+    other = torch.where(mask, images, 255)
+    one = generator.complete(images, mask, batch_size=2)
+    assert torch.equal(one, generator.complete(other, mask, batch_size=2))
+    shares: list[torch.Tensor] = []
+    many = generator.complete(images, mask, particles=4, batch_size=8, survival=shares.append)
+    assert torch.equal(many, generator.complete(images, mask, particles=4, batch_size=8)) and not torch.equal(many, one)
+    assert torch.equal(many[:2], generator.complete(images[:2], mask, particles=4, batch_size=8))
+    assert len(torch.cat(shares)) == 3 and all(1 / 4 <= share <= 1 for share in torch.cat(shares).tolist())
+    assert torch.equal(one, generator.complete(images, mask, particles=1, batch_size=2))
+
+
+def test_likelihood_of_images_is_that_of_the_evaluation(evaluated_run: Path, tiny_run: tuple[Path, Path]) -> None:
+    """The means over the held-out images equal the figures of evaluation.json.
+
+    Without labels the unconditional model is used, which gives other figures.
+    """
+    generator = Generator.from_run(evaluated_run, device="cpu")
+    config = yaml.safe_load(tiny_run[0].read_text())
+    images = open_images(ImagesConfig(**config["images"]), seed=0).validation
+    pixels = torch.stack([images.load(i) for i in range(len(images))])
+    found = generator.log_likelihood(pixels, torch.tensor(images.labels))
+    expected = json.loads((evaluated_run / "evaluation.json").read_text())["likelihood"]
+    for name, positions in (("top", 2 * 4), ("bottom", 4 * 8)):
+        assert found.nats[name].mean() / positions == pytest.approx(expected[name]["nats_per_code"], rel=1e-4)
+    assert found.bits_per_dimension.mean() == pytest.approx(expected["bits_per_dimension"], rel=1e-4)
+    assert found.bits_per_dimension.shape == (len(images),) and found.reason is None
+    unconditional = generator.log_likelihood(pixels)
+    assert not torch.allclose(unconditional.nats["top"], found.nats["top"])
+    names = [generator.classes[i] for i in images.labels]
+    assert torch.equal(generator.log_likelihood(pixels, names).nats["top"], found.nats["top"])
+
+
+def test_likelihood_of_a_run_of_an_earlier_version(evaluated_run: Path, tmp_path: Path) -> None:
+    """Its stage 1 has no pixel variance: evaluation.json has it, else that part is None with the reason."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated_run, run)
+    path = run / "stage1" / "model.json"
+    description = json.loads(path.read_text())
+    variance = description.pop("pixel_variance")
+    assert variance == json.loads((run / "evaluation.json").read_text())["likelihood"]["pixel_variance"] > 0
+    whole = Generator.from_run(run, device="cpu").log_likelihood(some_images(2))
+    path.write_text(json.dumps(description))
+    assert torch.equal(
+        Generator.from_run(run, device="cpu").log_likelihood(some_images(2)).bits_per_dimension,
+        whole.bits_per_dimension,
+    )
+    (run / "evaluation.json").unlink()
+    partial = Generator.from_run(run, device="cpu").log_likelihood(some_images(2))
+    assert partial.bits_per_dimension is None and "evaluate.py" in partial.reason
+    assert torch.equal(partial.nats["bottom"], whole.nats["bottom"])
+
+
 def test_resample_keeps_the_coarser_codes(generator: Generator) -> None:
     """From the coarsest level, `resample` equals `sample`; from the bottom level, it depends on the seed and image."""
     images = some_images(2)

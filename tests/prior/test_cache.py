@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.prior.priors import some_codes, tiny_prior
-from vqvae2.prior.prior import Cache, Prior
+from vqvae2.prior.cache import Cache
+from vqvae2.prior.prior import Prior
+from vqvae2.prior.waves import Wavefront
 
 PRIORS = [
     {},
@@ -28,34 +30,38 @@ PRIORS = [
 
 @torch.no_grad()
 def incremental(prior: Prior, codes: torch.Tensor, coarser: dict | None, labels: torch.Tensor | None) -> torch.Tensor:
-    """Return the logits (B, K, H, W) from a new cache to which the codes are written one at a time."""
-    return told(Cache(prior, len(codes), coarser, labels), codes)
+    """Return the logits (B, K, H, W) from a new cache to which the codes are written wave by wave."""
+    front = Wavefront(prior, torch.device("cpu"))
+    return written(Cache(prior, front, len(codes), coarser, labels), codes)
 
 
 @torch.no_grad()
-def told(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
-    """Return the logits (B, K, H, W) from a cache to which the codes are written one at a time."""
-    rows = []
-    for i in range(codes.shape[1]):
-        cache.begin_row(i)
-        row = []
-        for j in range(codes.shape[2]):
-            row.append(cache.logits().clone())
-            cache.write(codes[:, i, j])
-        rows.append(torch.stack(row, dim=-1))
-    return torch.stack(rows, dim=2)
+def written(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, K, H, W) from a cache to which the codes are written wave by wave."""
+    front, outside = cache.front, torch.zeros(len(codes), 1, dtype=torch.long)
+    given = torch.cat([codes.flatten(1), outside], dim=1)
+    logits = torch.full((len(codes), given.shape[1], cache.prior.grid.codebook_size), torch.nan)
+    logits = logits.to(cache.position_embedding.dtype)
+    for wave in range(front.num_waves):
+        front.begin(wave)
+        front.update()
+        assert int(front.inside.sum()) == front.num_codes(wave)
+        logits[:, front.positions] = cache.logits()
+        cache.write(given[:, front.positions])
+    return logits[:, :-1].transpose(1, 2).unflatten(2, codes.shape[1:])
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.1)],  # bfloat16 has 3 digits, logits reach 5
 )
+@pytest.mark.parametrize("right_reach", [None, 0, 1, 2, 4])
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_each_code_gets_the_logits_of_the_whole_grid(
-    options: dict[str, Any], dtype: torch.dtype, tolerance: float
+    options: dict[str, Any], right_reach: int | None, dtype: torch.dtype, tolerance: float
 ) -> None:
     """The logits agree with the whole-grid forward pass at every position of every image of the batch."""
-    prior = tiny_prior(dtype=dtype, **{"grid": (6, 6), **options})
+    prior = tiny_prior(dtype=dtype, right_reach=right_reach, **{"grid": (6, 6), **options})
     codes, coarser, labels = some_codes(prior, batch=3)
     with torch.no_grad():
         expected = prior(codes, coarser, labels)
@@ -65,13 +71,16 @@ def test_each_code_gets_the_logits_of_the_whole_grid(
     assert torch.allclose(logits, expected, rtol=0, atol=tolerance)
 
 
-def test_row_0_begins_anew() -> None:
+@pytest.mark.parametrize("right_reach", [None, 1])
+@torch.no_grad()
+def test_wave_0_starts_new_grids(right_reach: int | None) -> None:
     """A cache that is reused for a second grid gives the same logits as a new cache."""
-    prior = tiny_prior((3, 4), attention_layers=1, classes=3)
+    prior = tiny_prior((5, 4), attention_layers=1, classes=3, right_reach=right_reach)
     codes, _, labels = some_codes(prior, batch=2)
-    cache = Cache(prior, 2, None, labels)
-    first, second = (told(cache, x) for x in (codes, (codes + 1) % 5))
-    assert torch.equal(second, told(Cache(prior, 2, None, labels), (codes + 1) % 5))
+    front = Wavefront(prior, torch.device("cpu"))
+    cache = Cache(prior, front, 2, None, labels)
+    first, second = (written(cache, x) for x in (codes, (codes + 1) % 5))
+    assert torch.equal(second, incremental(prior, (codes + 1) % 5, None, labels))
     assert not torch.allclose(first, second)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.prior.priors import some_codes, tiny_prior
-from vqvae2.prior.prior import Prior
+from vqvae2.prior.prior import Prior, Reach
 
 
 def seen(prior: Prior, source: nn.Embedding) -> torch.Tensor:
@@ -30,19 +30,27 @@ def seen(prior: Prior, source: nn.Embedding) -> torch.Tensor:
     return torch.stack([x.abs().sum(-1) > 0 for x in gradients]).view(*mixed.shape, *gradients[0].shape[:-1])
 
 
-def earlier(height: int, width: int) -> torch.Tensor:
-    """Whether the second position precedes the first in raster order: bool (H, W, H, W)."""
-    order = torch.arange(height * width)
-    return (order[:, None] > order[None, :]).view(height, width, height, width)
+def legal(height: int, width: int, right_reach: int | None) -> torch.Tensor:
+    """Whether each position may depend on each position, bool (H, W, H, W), written as in the documentation.
+
+    Position (i, j) may see (i, c) for c < j, and (i - k, c) for c <= j + k (R + 1) - 1.
+    """
+    may = torch.zeros(height, width, height, width, dtype=torch.bool)
+    for i, j, above, c in product(range(height), range(width), range(height), range(width)):
+        k = i - above
+        limit = width if right_reach is None else j + k * (right_reach + 1) - 1
+        may[i, j, above, c] = c < j if k == 0 else k > 0 and c <= limit
+    return may
 
 
-def rectangle(height: int, width: int, distance: int) -> torch.Tensor:
-    """Whether two positions are at most `distance` rows and columns apart: bool (H, W, H, W)."""
+def rectangle(height: int, width: int, reach: Reach) -> torch.Tensor:
+    """Which positions are within the reach of each position."""
     positions = list(product(range(height), range(width)))
-    near = [max(abs(i - k), abs(j - m)) <= distance for i, j in positions for k, m in positions]
+    near = [i - k <= reach.rows and -reach.left <= m - j <= reach.right for i, j in positions for k, m in positions]
     return torch.tensor(near).view(height, width, height, width)
 
 
+@pytest.mark.parametrize("right_reach", [None, 0, 1, 2, 5])
 @pytest.mark.parametrize(
     ("grid", "options"),
     [
@@ -53,32 +61,48 @@ def rectangle(height: int, width: int, distance: int) -> torch.Tensor:
         ((7, 3), {"attention_layers": 2, "coarser": (1,)}),
     ],
 )
-def test_attention_sees_every_earlier_code_and_no_other(grid: tuple[int, int], options: dict[str, Any]) -> None:
-    """With attention, each position depends on all earlier positions, but not on itself or later ones.
+def test_attention_sees_every_legal_code_and_no_other(
+    grid: tuple[int, int], options: dict[str, Any], right_reach: int | None
+) -> None:
+    """With attention, each position depends on all legal positions, but not on itself, later ones or rows below.
 
-    On a 6 x 6 grid these are 630 pairs.
+    Without a limit to the right these are 630 pairs on a 6 x 6 grid.
     """
-    prior = tiny_prior(grid, **options)
+    prior = tiny_prior(grid, right_reach=right_reach, **options)
     before = seen(prior, prior.embedding)
-    assert before.sum() == len(before.flatten()) / 2 - grid[0] * grid[1] / 2
-    assert torch.equal(before, earlier(*grid))
-    assert prior.reach() == (None, None)
+    assert right_reach is not None or before.sum() == len(before.flatten()) / 2 - grid[0] * grid[1] / 2
+    assert torch.equal(before, legal(*grid, right_reach))
+    assert prior.reach() == (None, None, right_reach)
 
 
+@pytest.mark.parametrize("right_reach", [None, 0, 1, 2, 5])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize(("grid", "coarser"), [((6, 6), (2,)), ((4, 7), ()), ((9, 5), ())])
 def test_without_attention_the_rectangle_is_seen_whole(
-    grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int
+    grid: tuple[int, int], coarser: tuple, layers: int, kernel_size: int, right_reach: int | None
 ) -> None:
-    """Without attention, the receptive field is the earlier part of the rectangle whose size `reach` returns.
+    """Without attention, the receptive field is the legal part of the rectangle whose size `reach` returns.
 
-    It extends kernel_size // 2 positions per layer up and to either side.
+    It extends kernel_size // 2 positions per layer up and to the left, and to the right up to `right_reach`.
     """
-    prior = tiny_prior(grid, coarser=coarser, layers=layers, kernel_size=kernel_size)
+    prior = tiny_prior(grid, coarser=coarser, layers=layers, kernel_size=kernel_size, right_reach=right_reach)
     distance = kernel_size // 2 * layers
-    assert prior.reach() == (distance, distance)
-    assert torch.equal(seen(prior, prior.embedding), earlier(*grid) & rectangle(*grid, distance))
+    right = distance if right_reach is None else min(distance, right_reach)
+    assert prior.reach() == (distance, distance, right)
+    assert torch.equal(seen(prior, prior.embedding), legal(*grid, right_reach) & rectangle(*grid, prior.reach()))
+
+
+@pytest.mark.parametrize("right_reach", [None, 0, 1, 2])
+@pytest.mark.parametrize("attention_layers", [0, 1])
+def test_everything_seen_belongs_to_an_earlier_wave(attention_layers: int, right_reach: int | None) -> None:
+    """A position depends only on positions of earlier waves, so all positions of a wave can be sampled at once."""
+    prior = tiny_prior((6, 6), attention_layers=attention_layers, right_reach=right_reach)
+    waves = torch.arange(6) + prior.stride() * torch.arange(6)[:, None]
+    before = seen(prior, prior.embedding)
+    assert (waves[None, None] < waves[..., None, None])[before].all()
+    if right_reach is not None:
+        assert waves.max() + 1 == 6 + 5 * (right_reach + 1)
 
 
 @pytest.mark.parametrize("coarser", [(1,), (2,), (4, 2), (4, 2, 1)])

@@ -5,7 +5,7 @@ import torch
 
 from vqvae2.config import LevelGrid
 from vqvae2.errors import UserError
-from vqvae2.prior.kept import keep_coarser, keep_region, parse_region
+from vqvae2.prior.kept import keep_coarser, keep_region, parse_region, region_mask
 
 SIZE = (16, 32)
 SHAPES = [LevelGrid("top", 2, 4, 12), LevelGrid("bottom", 4, 8, 300)]
@@ -39,7 +39,7 @@ def test_codes_whose_pixels_all_lie_inside_are_kept() -> None:
 
     Columns 4 to 20 contain the second top code of a row and the second to fifth bottom codes.
     """
-    kept = keep_region(CODES, SHAPES, (4, 0, 20, 8), SIZE)
+    kept = keep_region(CODES, SHAPES, region_mask("4,0,20,8", SIZE), SIZE)
     assert kept["top"].mask.tolist() == [[False, True, False, False], [False] * 4]
     row = [False, True, True, True, True, False, False, False]
     assert kept["bottom"].mask.tolist() == [row, row, [False] * 8, [False] * 8]
@@ -49,7 +49,7 @@ def test_codes_whose_pixels_all_lie_inside_are_kept() -> None:
 def test_region_without_a_whole_code_is_refused() -> None:
     """A region that contains no whole code raises a UserError with the size of a code in pixels."""
     with pytest.raises(UserError, match="8x8 pixels"):
-        keep_region(CODES, SHAPES, (4, 0, 11, 16), SIZE)
+        keep_region(CODES, SHAPES, region_mask("4,0,11,16", SIZE), SIZE)
 
 
 def test_coarser_levels_are_kept_whole() -> None:
@@ -59,3 +59,28 @@ def test_coarser_levels_are_kept_whole() -> None:
     assert keep_coarser(CODES, "top") == {}
     with pytest.raises(UserError, match=r"'middle'.*top, bottom"):
         keep_coarser(CODES, "middle")
+
+
+def test_mask_of_any_form_keeps_codes_whose_pixels_are_all_kept() -> None:
+    """A mask of pixels is applied to each level; a single pixel that is not kept frees the codes that cover it."""
+    mask = torch.ones(SIZE, dtype=torch.bool)
+    mask[9, 13] = False
+    kept = keep_region(CODES, SHAPES, region_mask(mask, SIZE), SIZE)
+    assert (~kept["top"].mask).nonzero().tolist() == [[1, 1]]
+    assert (~kept["bottom"].mask).nonzero().tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(16, 32, dtype=torch.bool), "keeps all pixels"),
+        (torch.zeros(16, 32, dtype=torch.bool), "keeps no pixel"),
+        (torch.ones(32, 16, dtype=torch.bool), r"bool mask of shape \(16, 32\)"),
+        (torch.ones(16, 32), "torch.float32 is not valid"),
+    ],
+    ids=["white", "black", "turned", "float"],
+)
+def test_bad_mask_is_refused(mask: torch.Tensor, message: str) -> None:
+    """A mask that keeps everything or nothing, or of another size or dtype, raises a UserError that says so."""
+    with pytest.raises(UserError, match=message):
+        region_mask(mask, SIZE)

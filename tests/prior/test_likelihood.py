@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from tests.prior.priors import tiny_prior
+from vqvae2.autoencoder.likelihood import pixel_nats
 from vqvae2.codes.format import Codes
-from vqvae2.evaluation.pixels import pixel_nats
 from vqvae2.prior.likelihood import nats_per_code
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqvae2.autoencoder import likelihood
 from vqvae2.evaluation import pixels
 from vqvae2.images import distances
 from vqvae2.prior import sampling
@@ -33,11 +34,11 @@ def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> No
         logits, uniforms = torch.randn(64, 9, generator=generator), torch.rand(64, generator=generator)
         codes = sampling.sample_categorical(logits, uniforms)
         means = others.float() / 127.5 - 1
-        nats = pixels.pixel_nats(images, means, 0.3)
+        nats = likelihood.pixel_nats(images, means, 0.3)
         return [distances.psnr(images, others), pixels.ssim(images, others), nats, codes]
 
     expected = compute()
-    modules: list[ModuleType] = [distances, pixels, sampling]
+    modules: list[ModuleType] = [distances, likelihood, pixels, sampling]
     for module in modules:
         monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     with NoFloat64():

@@ -98,7 +98,7 @@ def train(
     directory: Path,
     objective: Objective,
     settings: TrainConfig,
-    validate: Callable[[int], dict[str, float]] = lambda step: {"figure": 0.0},
+    validate: Callable[[int], dict[str, float]] = lambda step: {"nats_per_code": -float(step)},
     pause: float = 0.0,
     after_validation: Callable[[], object] = lambda: None,
 ) -> None:
@@ -115,7 +115,9 @@ def train(
                 yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    loop.train(objective, batches, validate, settings, directory, 0, accelerator, {"kind": "test"}, after_validation)
+    loop.train(
+        objective, batches, validate, settings, directory, 0, accelerator, lambda: {"kind": "test"}, after_validation
+    )
 
 
 def interrupt(objective: Objective, at: int) -> Objective:
@@ -281,13 +283,13 @@ def test_exported_weights_are_the_validated_ones(tmp_path: Path) -> None:
     def validate(step: int) -> dict[str, float]:
         assert not objective.module.training
         seen.append({name: x.clone() for name, x in objective.module.state_dict().items()})
-        return {"figure": float(step)}
+        return {"nats_per_code": 7.0 - step}
 
     train(tmp_path, objective, settings, validate=validate)
     exported = load_file(tmp_path / "model.safetensors")
     assert_equal(seen[-1], exported)
     assert not torch.equal(exported["to_logits.weight"], objective.module.state_dict()["to_logits.weight"])
-    assert [x["figure"] for x in log_of(tmp_path) if x["split"] == "validation"] == [3, 6]
+    assert [x["nats_per_code"] for x in log_of(tmp_path) if x["split"] == "validation"] == [4, 1]
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -399,3 +401,43 @@ def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path: Path) ->
     last = [line for line in log_of(tmp_path / "resumed") if line["split"] == "train"][-1]
     assert last["step"] == 6
     assert last["loss"] == pytest.approx((losses[5] + losses[6]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("stopped_at", [None, 3, 5])
+def test_the_weights_of_the_best_validation_are_exported(tmp_path: Path, stopped_at: int | None) -> None:
+    """The best held-out value decides, also across a resume; `step` is the last step, `exported_step` the best one."""
+    settings = TrainConfig(**{**SETTINGS, "validate_every": 1})
+    values = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.5, 5: 1.0, 6: 4.0}
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    objective = prior_objective(settings)
+
+    def validate(step: int) -> dict[str, float]:
+        weights[step] = {name: x.clone() for name, x in objective.module.state_dict().items()}
+        return {"nats_per_code": values[step]}
+
+    if stopped_at:
+        with pytest.raises(InterruptionError):
+            train(tmp_path, interrupt(objective, stopped_at), settings, validate)
+        objective = prior_objective(settings)
+    train(tmp_path, objective, settings, validate)
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert (described["step"], described["exported_step"]) == (6, 2)
+    exported = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(exported[name], x) for name, x in weights[2].items())
+    longer = TrainConfig(**{**SETTINGS, "validate_every": 1, "total_steps": 7})
+    values[7] = 0.5
+    objective = prior_objective(longer)
+    train(tmp_path, objective, longer, validate)
+    assert json.loads((tmp_path / "model.json").read_text())["exported_step"] == 7
+    assert all(torch.equal(load_file(tmp_path / "model.safetensors")[name], x) for name, x in weights[7].items())
+
+
+def test_overfitting_is_named_with_both_losses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The message appears when the held-out loss is above its best and the training loss below it, and not before."""
+    settings = TrainConfig(**{**SETTINGS, "validate_every": 2, "log_every": 1})
+    train(
+        tmp_path, prior_objective(settings), settings, lambda step: {"nats_per_code": {2: 2.5, 4: 2.25, 6: 9.0}[step]}
+    )
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if line.startswith("overfitting:")]
+    assert len(lines) == 1 and "9 on held-out" in lines[0] and "2.25 at step 4" in lines[0]

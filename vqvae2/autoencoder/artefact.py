@@ -26,6 +26,8 @@ class TrainedAutoencoder:
         channels: channels of the images.
         classes: class names of the training images; empty without classes.
         class_frequencies: share of the training images in each class.
+        pixel_variance: mean squared error of the reconstructions of training images, of pixels in [-1, 1]; None if an
+            earlier version trained the autoencoder.
         sha256: SHA-256 of the weights file.
         path: path of the weights file.
     """
@@ -36,12 +38,13 @@ class TrainedAutoencoder:
     channels: int
     classes: list[str]
     class_frequencies: list[float]
+    pixel_variance: float | None
     sha256: str
     path: Path
 
 
 def describe_autoencoder(
-    config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int]
+    config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int], pixel_variance: float
 ) -> dict[str, Any]:
     """The content of model.json for an autoencoder; `labels` are the class indices of the training images."""
     counts = Counter(labels)
@@ -52,6 +55,7 @@ def describe_autoencoder(
         "channels": images.channels,
         "classes": classes,
         "class_frequencies": [counts[i] / len(labels) for i in range(len(classes))],
+        "pixel_variance": pixel_variance,
     }
 
 
@@ -76,6 +80,7 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
         description["channels"],
         description["classes"],
         description["class_frequencies"],
+        description.get("pixel_variance"),
         description["sha256"],
         directory / "model.safetensors",
     )

@@ -26,6 +26,7 @@ class AutoencoderObjective:
     """
 
     betas = BETAS
+    validated_by = None
 
     def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
         """Set up the objective.

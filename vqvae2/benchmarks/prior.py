@@ -1,4 +1,4 @@
-"""Training speed of the priors compared with a matrix product; cached sampling compared with a full pass per code."""
+"""Speed of the priors: training and sampling compared with a matrix product, sampling with a full pass per code."""
 
 from collections.abc import Callable
 
@@ -12,17 +12,18 @@ from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
 from vqvae2.config import Config, LevelGrid, level_grids
 from vqvae2.prior.artefact import build_prior
+from vqvae2.prior.cache import Cache
 from vqvae2.prior.objective import PriorObjective
-from vqvae2.prior.prior import Cache, Prior
-from vqvae2.prior.sampling import capture, sample_categorical
+from vqvae2.prior.prior import Prior
+from vqvae2.prior.sampling import sample_categorical, sample_codes
+from vqvae2.prior.waves import Wavefront
 from vqvae2.run.launch import start_accelerator
 from vqvae2.run.precision import widest_float
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
 CLASSES = 10
 PRODUCT_SIDE = 4096  # side of the square matrices whose product is the limit
-SAMPLING_BATCHES = (1, 2, 16)
-SAMPLED_ROWS = 2  # sampled in each call, in the middle of the grid
+SAMPLING_BATCHES = (1, 2, 16, 64)
 SCALING_GRIDS = (16, 32, 64, 128)
 
 
@@ -58,23 +59,22 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
 
 
 def measure_sample(config: Config, repetitions: int) -> list[Row]:
-    """Time sampling, cached and by full passes, for each level and all levels together, at several batch sizes.
+    """Time sampling, in waves and by a full pass per code, for each level and all levels together.
 
-    Cached sampling is then timed for increasing sizes of the grid.
+    Sampling in waves is then timed for increasing sizes of the grid.
     """
     accelerator = start_accelerator("stage2", "auto")
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     rows: list[Row] = []
     priors = [new_prior(config, name).to(accelerator.device, dtype).eval() for name in config.priors]
+    product = _matrix_product(accelerator)
     for batch in SAMPLING_BATCHES:
-        of_levels = [
-            row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, whole_passes=True)
-        ]
+        of_levels = [row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, product)]
         rows += of_levels + _together(of_levels)
     finest = config.autoencoder.levels[-1].name
     for side in SCALING_GRIDS:
         prior = new_prior(config, finest, side).to(accelerator.device, dtype).eval()
-        rows += _sampling_rows(prior, 2, accelerator, repetitions, whole_passes=False)
+        rows += _sampling_rows(prior, 2, accelerator, repetitions, None)
     return rows
 
 
@@ -138,47 +138,60 @@ def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
 
 
 def _sampling_rows(
-    prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, whole_passes: bool
+    prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, product: Callable[[], None] | None
 ) -> list[Row]:
-    """Time cached sampling in the middle of the grid and, with `whole_passes`, a pass over the whole grid per code."""
+    """Time the sampling of all codes of a level; with `product`, also a pass over the whole grid, once per code."""
     device = accelerator.device
     height, width = prior.grid.height, prior.grid.width
-    sampled_rows = range(height // 2, min(height, height // 2 + SAMPLED_ROWS))
     coarser = _random_codes(prior.coarser, batch, device) or None
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     codes = _random_codes([prior.grid], batch, device)[prior.grid.name]
-    uniforms = torch.rand(batch, dtype=widest_float(device), device=device)
-    with torch.inference_mode():
-        cache = Cache(prior, batch, coarser, labels)
-        cache.begin_row(0)
+    uniforms = torch.rand(batch, height * width, dtype=widest_float(device), device=device)
 
-        def sample_next() -> None:
-            cache.write(sample_categorical(cache.logits(), uniforms))
-
-        if device.type == "cuda":
-            sample_next = capture(sample_next)
-
-    @torch.inference_mode()
-    def cached() -> None:
-        for row in sampled_rows:
-            cache.begin_row(row)
-            for _ in range(width):
-                sample_next()
+    def waves() -> None:
+        sample_codes(prior, uniforms, coarser, labels)
 
     @torch.inference_mode()
     def whole() -> None:
-        sample_categorical(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms)
+        sample_categorical(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms[:, 0])
 
-    ways = {"cached": cached, "whole passes": whole} if whole_passes else {"cached": cached}
-    sampled = {"cached": len(sampled_rows) * width, "whole passes": 1}
-    seconds = seconds_per_call(ways, device, repetitions)
+    seconds = seconds_per_call({"waves": waves}, device, repetitions, warm_up_calls=0)
     shared = conditions("sample", (height, width), batch, str(next(prior.parameters()).dtype)[6:], device)
-    return [
+    front = Wavefront(prior, device)
+    rows: list[Row] = [
         {
             **shared,
-            "way": f"{way}, {prior.grid.name}",
-            "seconds_per_code": seconds[way] / sampled[way],
-            "images_per_hour": 3600 * batch * sampled[way] / (seconds[way] * height * width),
+            "way": f"waves, {prior.grid.name}",
+            "waves": front.num_waves,
+            "seconds_per_wave": seconds["waves"] / front.num_waves,
+            "seconds_per_code": seconds["waves"] / (height * width),
+            "images_per_hour": 3600 * batch / seconds["waves"],
         }
-        for way in ways
     ]
+    if product is not None:
+        seconds |= seconds_per_call({"whole passes": whole, "product": product}, device, repetitions)
+        limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
+        rate = _flops_per_code(prior, front, batch, coarser, labels) * height * width * batch / seconds["waves"]
+        rows[0] |= {"gflop_per_second": rate / 1e9, "share_of_limit": rate / limit}
+        rows.append(
+            {
+                **shared,
+                "way": f"whole passes, {prior.grid.name}",
+                "seconds_per_code": seconds["whole passes"],
+                "images_per_hour": 3600 * batch / (seconds["whole passes"] * height * width),
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def _flops_per_code(
+    prior: Prior, front: Wavefront, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor
+) -> float:
+    """Floating point operations per code of matrix products and attention, counted in a wave in the middle."""
+    cache = Cache(prior, front, batch, coarser, labels)
+    front.begin(front.num_waves // 2)
+    front.update()
+    with FlopCounterMode(display=False) as counter:
+        cache.write(cache.logits().argmax(2))
+    return counter.get_total_flops() / (batch * len(front.rows))

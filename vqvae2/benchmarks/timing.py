@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-WARM_UP_CALLS = 2
-
 
 def seconds_per_call(
-    ways: Mapping[str, Callable[[], object]], device: torch.device, repetitions: int
+    ways: Mapping[str, Callable[[], object]], device: torch.device, repetitions: int, warm_up_calls: int = 2
 ) -> dict[str, float]:
     """Seconds of the fastest call of each function, out of `repetitions` calls in alternation.
 
@@ -20,7 +18,7 @@ def seconds_per_call(
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for call in ways.values():
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(warm_up_calls):
             call()
     for _ in range(repetitions):
         for name, call in ways.items():

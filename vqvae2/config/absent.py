@@ -13,6 +13,7 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "images.max_unreadable_fraction": 0.0,
     "autoencoder.level_dropout": 0.0,
     "priors.*.activation_checkpointing": False,
+    "priors.*.right_reach": None,
 }
 
 

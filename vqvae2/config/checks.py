@@ -159,6 +159,8 @@ def _prior_requirements(key: str, prior: PriorConfig, coarsest: bool) -> Iterato
         yield _at_least(f"{key}.{name}", getattr(prior, name), 0)
     odd = prior.kernel_size >= 3 and prior.kernel_size % 2 == 1
     yield Requirement(odd, f"{key}.kernel_size", prior.kernel_size, "use an odd number, 3 or more")
+    if prior.right_reach is not None:
+        yield _at_least(f"{key}.right_reach", prior.right_reach, 0)
     right = f"use a number from 0 to {prior.layers}, the number of layers"
     fits = 0 <= prior.attention_layers <= prior.layers
     yield Requirement(fits, f"{key}.attention_layers", prior.attention_layers, right)

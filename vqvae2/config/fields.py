@@ -179,6 +179,8 @@ class PriorConfig:
         layers: Number of gated residual blocks in each stack, 1 or more.
         kernel_size: Side of the causal convolution kernels in codes, an odd number, 3 or more. Each layer extends the
             receptive field by kernel_size // 2 codes upward and to either side.
+        right_reach: Number of columns to the right that the prediction of a code sees in the row above, 0 or more;
+            null: no limit. With a small number, codes of many rows are sampled together, at little cost in likelihood.
         attention_layers: Number of layers that are followed by causal self-attention over all earlier codes, from 0 to
             `layers`.
         attention_heads: Number of attention heads, 1 or more; a divisor of hidden_channels. Used only if
@@ -198,6 +200,7 @@ class PriorConfig:
     residual_channels: int = 256
     layers: int = 20
     kernel_size: int = 5
+    right_reach: int | None = 2
     attention_layers: int = 0
     attention_heads: int = 8
     dropout: float = 0.1

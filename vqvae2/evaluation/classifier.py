@@ -133,7 +133,6 @@ def train_classifier(
     )
     if finished_step(directory) < steps:
         objective = ClassifierObjective(classifier, config.batch_size, seed, flip)
-        description = describe_classifier(classifier, config.classifier)
         train(
             objective,
             batches,
@@ -142,7 +141,7 @@ def train_classifier(
             directory,
             seed,
             accelerator,
-            description,
+            lambda: describe_classifier(classifier, config.classifier),
         )
     return load_classifier(directory).to(accelerator.device)
 

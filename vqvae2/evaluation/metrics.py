@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae2.autoencoder.likelihood import VARIANCE_IMAGES, pixel_nats, pixel_variance
 from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
 from vqvae2.evaluation.fidelity import FEWEST_IMAGES, fidelity, frechet_distance, precision_and_recall
-from vqvae2.evaluation.pixels import measures_for, pixel_nats
+from vqvae2.evaluation.pixels import measures_for
 from vqvae2.evaluation.rejection import best_of_each_class, confidence
 from vqvae2.evaluation.subject import Subject
-from vqvae2.images.convert import to_float
 from vqvae2.prior.likelihood import nats_per_code
 from vqvae2.run.precision import widest_float
 from vqvae2.training.window import gather_shares, share_of, validation_window
 
-VARIANCE_IMAGES = 1024  # training images that the pixel variance is estimated from
 KEPT_FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 Network = Callable[[Tensor], Seen]
@@ -64,7 +63,10 @@ def reconstruction(subject: Subject) -> dict[str, Any]:
 
 @torch.no_grad()
 def likelihood(subject: Subject) -> dict[str, Any]:
-    """Compute the section `likelihood`: of codes given labels, of pixels given codes, and of both together."""
+    """Compute the section `likelihood`: of codes given labels, of pixels given codes, and of both together.
+
+    `bits_per_dimension` is an upper bound on -log2 p(x | label), since it comes from log p(x, codes of x | label).
+    """
     accelerator, batch_size = subject.accelerator, subject.config.evaluation.batch_size
     held_out, train = subject.codes["validation"], subject.codes["train"]
     sets = {
@@ -81,13 +83,12 @@ def likelihood(subject: Subject) -> dict[str, Any]:
     height, width = subject.trained.height_width
     dimensions = subject.trained.channels * height * width
 
-    window = validation_window(len(subject.images.train), VARIANCE_IMAGES)
-    squared = _of_reconstructions(subject, subject.images.train, window, _squared_errors)
-    variance = max(squared.mean().item(), 1e-8)
-    all_held_out = list(range(len(subject.images.validation)))
-    nats = _of_reconstructions(
-        subject, subject.images.validation, all_held_out, lambda x, means: pixel_nats(x, means, variance)
-    )
+    variance = subject.trained.pixel_variance
+    if variance is None:  # a run of an earlier version
+        workers = subject.config.images.workers
+        autoencoder = subject.generator.autoencoder
+        variance = pixel_variance(autoencoder, subject.images.train, batch_size, workers, accelerator)
+    nats = _pixel_nats(subject, variance)
     pixel_bits = nats.mean().item() / math.log(2) / dimensions
     return {
         **levels,
@@ -97,26 +98,25 @@ def likelihood(subject: Subject) -> dict[str, Any]:
         "pixel_variance": variance,
         "bits_per_image": {"pixels": 8 * dimensions, "codes": plain, "coded_codes": coded},
         "compression": {"codes": 8 * dimensions / plain, "coded_codes": 8 * dimensions / coded},
-        "images": {"held_out": len(held_out), "train": len(sets["train_nats_per_code"][1]), "variance": len(window)},
+        "images": {
+            "held_out": len(held_out),
+            "train": len(sets["train_nats_per_code"][1]),
+            "variance": min(len(subject.images.train), VARIANCE_IMAGES),
+        },
     }
 
 
-def _squared_errors(images: Tensor, means: Tensor) -> Tensor:
-    return (to_float(images) - means.float()).square().mean(dim=(1, 2, 3)).to(widest_float(images.device))
-
-
-def _of_reconstructions(
-    subject: Subject, images: Any, window: list[int], measure: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Apply `measure` to each image of the window and its reconstruction, which is not rounded to 8 bits."""
-    accelerator = subject.accelerator
+def _pixel_nats(subject: Subject, variance: float) -> Tensor:
+    """-log p(x | z_q(x)) of each held-out image in nats."""
+    accelerator, images = subject.accelerator, subject.images.validation
+    everything = list(range(len(images)))
     rows = [torch.zeros(0, dtype=widest_float(accelerator.device), device=accelerator.device)]
-    for batch in subject.real(images, subject.in_order(share_of(window, accelerator))):
+    for batch in subject.real(images, subject.in_order(share_of(everything, accelerator))):
         originals = batch.images.to(accelerator.device)
         with accelerator.autocast():
-            means = subject.generator.autoencoder(originals).images
-        rows.append(measure(originals, means))
-    return gather_shares(torch.cat(rows), len(window), accelerator)
+            means = subject.generator.autoencoder(originals).images  # not rounded to 8 bits
+        rows.append(pixel_nats(originals, means, variance))
+    return gather_shares(torch.cat(rows), len(images), accelerator)
 
 
 def trained_classifier(

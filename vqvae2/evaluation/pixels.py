@@ -1,4 +1,4 @@
-"""Metrics between reconstructions and their originals, and the likelihood of pixels. Images are uint8 (B, C, H, W)."""
+"""Metrics between reconstructions and their originals. Images are uint8 (B, C, H, W)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,26 +57,3 @@ def lpips_weights_are_there() -> bool:
     """Whether the weights file exists and its SHA-256 starts with the digits at the end of the file name."""
     path = lpips_weights()
     return path.exists() and sha256(path).startswith(path.stem.rsplit("-", 1)[-1])
-
-
-def pixel_nats(images: Tensor, means: Tensor, variance: float) -> Tensor:
-    """-log p(x | z_q(x)) of each image in nats, (B,), for a Gaussian discretized to the 256 pixel values.
-
-    The probability of a value is the mass of the Gaussian within half a step of it. The lowest and the highest value
-    also include the tails, as in PixelCNN++ (Salimans et al. 2017, equation 2, which uses a logistic distribution).
-
-    Args:
-        images: uint8 (B, C, H, W).
-        means: the reconstructions, (B, C, H, W) in [-1, 1].
-        variance: variance of the Gaussian, on the same scale as `means`.
-    """
-    scale = 127.5 * variance**0.5
-    wide = widest_float(images.device)  # precision for the tails
-    distance = images.to(wide) - (means.to(wide) + 1) * 127.5
-    below = torch.where(images == 0, -torch.inf, (distance - 0.5) / scale)
-    above = torch.where(images == 255, torch.inf, (distance + 0.5) / scale)
-    # Intervals right of the mean are mirrored to the left, where log_ndtr is accurate; their mass is the same.
-    left, right = torch.where(distance > 0, -above, below), torch.where(distance > 0, -below, above)
-    log_right = torch.special.log_ndtr(right)
-    log_mass = log_right + torch.log(-torch.expm1(torch.special.log_ndtr(left) - log_right))
-    return -log_mass.sum(dim=(1, 2, 3))

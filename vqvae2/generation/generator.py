@@ -14,13 +14,18 @@ from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import UserError
-from vqvae2.generation.controls import ByLevel, Label, at_least, choose_labels, controls_of
+from vqvae2.generation.controls import UNCONDITIONAL, ByLevel, Label, at_least, choose_labels, controls_of
+from vqvae2.generation.likelihood import ImageLikelihood, image_likelihood
 from vqvae2.images.decode import read_image
+from vqvae2.images.masks import fill
 from vqvae2.prior.artefact import TrainedPrior, load_prior
-from vqvae2.prior.kept import Kept, keep_coarser, keep_region, parse_region
+from vqvae2.prior.kept import Kept, keep_coarser, keep_region, region_mask
+from vqvae2.prior.particles import Particles
 from vqvae2.prior.prior import Prior
-from vqvae2.prior.sampling import Controls, image_uniforms, sample_codes
+from vqvae2.prior.sampling import Controls, image_uniforms, sample_levels
+from vqvae2.prior.waves import num_waves
 from vqvae2.run.precision import has_fast_bf16, widest_float
+from vqvae2.run.seeding import keyed_generator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -143,7 +148,9 @@ class Generator:
         first_image: int = 0,
         batch_size: int = SAMPLES_AT_A_TIME,
         kept: dict[str, Kept] | None = None,
+        particles: int = 1,
         progress: Callable[[int], object] = lambda codes: None,
+        survival: Callable[[Tensor], object] = lambda shares: None,
     ) -> Tensor:
         """Sample new images: uint8 (num_images, C, H, W).
 
@@ -161,9 +168,13 @@ class Generator:
             guidance: scale of classifier-free guidance; 1: none; larger values follow the label more closely.
             seed: seed of the random numbers.
             first_image: number of the first image.
-            batch_size: images sampled at a time; the last batch is padded with images that are discarded.
+            batch_size: images times particles sampled at a time; the last batch is padded with images that are
+                discarded.
             kept: codes that are kept instead of sampled, by level; see `complete` and `resample`.
+            particles: number of particles per image; see `complete`.
             progress: called with the number of codes sampled for the batch since the last call.
+            survival: called for each batch with the share of each image's first particles that have descendants at the
+                end, (B,), if there are several particles.
 
         Raises:
             UserError: a stage has not finished, or an argument is not valid for this run.
@@ -171,33 +182,43 @@ class Generator:
         at_least("num_images", num_images, 1)
         at_least("batch_size", batch_size, 1)
         at_least("seed", seed, 0)
+        at_least("particles", particles, 1)
+        at_a_time = max(1, batch_size // particles)
         indices = range(first_image, first_image + num_images)
         labels = self.labels(label, indices, seed, guidance)
         controls = {name: controls_of(name, temperature, top_k, top_p, guidance) for name in self.autoencoder.names}
         images = []
-        for start in range(0, num_images, batch_size):
-            part = [indices[min(start + i, num_images - 1)] for i in range(batch_size)]
+        for start in range(0, num_images, at_a_time):
+            part = [indices[min(start + i, num_images - 1)] for i in range(at_a_time)]
             part_labels = None if labels is None else labels[[i - first_image for i in part]].to(self.device)
             part_kept = {
                 name: x if len(x.codes) == 1 else x._replace(codes=x.codes[[i - first_image for i in part]])
                 for name, x in (kept or {}).items()
             }
-            made = self._sample_batch(part, part_labels, controls, part_kept, seed, progress)
+            made, shares = self._sample_batch(part, part_labels, controls, part_kept, seed, particles, progress)
             images.append(made[: num_images - start])
+            if shares is not None:
+                survival(shares[: num_images - start])
         return torch.cat(images)
 
-    def complete(self, images: Tensor, keep: str, **options: Any) -> Tensor:
+    def complete(self, images: Tensor, keep: str | Tensor, particles: int = 1, **options: Any) -> Tensor:
         """Keep a region of each image and sample the rest: uint8 (B, C, H, W) -> uint8 (B, C, H, W).
 
-        Codes are sampled in raster order (row by row, from left to right). Codes before the kept region in this order
-        are sampled without knowledge of it, so only those after it are consistent with it.
+        With one particle, codes are sampled in their order, and those before a kept code are sampled without knowledge
+        of it. With several, each image is sampled as weighted particles (sequential Monte Carlo), and the result is
+        conditioned on all kept codes, the better the more particles there are.
 
         Args:
             images: uint8 (B, C, H, W); the random numbers of image i depend on (seed, i).
-            keep: the half to keep (top, bottom, left or right), or a box LEFT,UPPER,RIGHT,LOWER in pixels.
-            **options: label, temperature, top_k, top_p, guidance, seed, batch_size and progress of `sample`.
+            keep: the half to keep (top, bottom, left or right), a box LEFT,UPPER,RIGHT,LOWER in pixels, or a mask, bool
+                (H, W), true where the images are kept. The rest is filled from its surroundings before encoding.
+            particles: number of particles per image, 1 or more; `batch_size` counts images times particles.
+            **options: label, temperature, top_k, top_p, guidance, seed, batch_size, progress and survival of `sample`.
+
+        Raises:
+            UserError: an argument is not valid.
         """
-        return self.sample(len(images), kept=self.kept_region(images, keep), **options)
+        return self.sample(len(images), kept=self.kept_region(images, keep), particles=particles, **options)
 
     def resample(self, images: Tensor, level: str = "bottom", **options: Any) -> Tensor:
         """Keep the coarser codes of each image and sample `level` and all finer levels: uint8 (B, C, H, W).
@@ -209,10 +230,11 @@ class Generator:
         """
         return self.sample(len(images), kept=self.kept_coarser(images, level), **options)
 
-    def kept_region(self, images: Tensor, keep: str) -> dict[str, Kept]:
+    def kept_region(self, images: Tensor, keep: str | Tensor) -> dict[str, Kept]:
         """Codes inside a region, for the argument `kept` of `sample`; arguments as for `complete`."""
         size = self._trained.height_width
-        return keep_region(self.encode(images), self._trained.grids, parse_region(keep, size), size)
+        mask = region_mask(keep, size)
+        return keep_region(self.encode(fill(images, mask)), self._trained.grids, mask, size)
 
     def kept_coarser(self, images: Tensor, level: str) -> dict[str, Kept]:
         """Codes of the levels coarser than `level`, for the argument `kept` of `sample`."""
@@ -229,15 +251,54 @@ class Generator:
         controls: dict[str, Controls],
         kept: dict[str, Kept],
         seed: int,
+        num_particles: int,
         progress: Callable[[int], object],
-    ) -> Tensor:
-        codes: dict[str, Tensor] = {}
-        for name, prior in self._sampling_priors.items():
-            num_positions = prior.grid.height * prior.grid.width
-            uniforms = torch.stack([image_uniforms(seed, i, name, num_positions) for i in indices])
-            uniforms = uniforms.to(self.device, widest_float(self.device))
-            codes[name] = sample_codes(prior, uniforms, codes or None, labels, controls[name], kept.get(name), progress)
-        return self.decode(codes)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sample the images with these numbers: the images, and the share of surviving particles of each."""
+        wide = widest_float(self.device)
+        priors = self._sampling_priors
+        uniforms, resampling = {}, {}
+        for name, prior in priors.items():
+            positions = prior.grid.height * prior.grid.width
+            rows = [image_uniforms(seed, i, name, positions, p) for i in indices for p in range(num_particles)]
+            uniforms[name] = torch.stack(rows).to(self.device, wide)
+            resampling[name] = self._uniforms(seed, "resample", indices, name, num_waves(prior))
+        if num_particles == 1:
+            return self.decode(sample_levels(priors, uniforms, labels, controls, kept, progress)), None
+        labels = None if labels is None else labels.repeat_interleave(num_particles)
+        kept = {
+            name: x if len(x.codes) == 1 else x._replace(codes=x.codes.repeat_interleave(num_particles, dim=0))
+            for name, x in kept.items()
+        }
+        particles = Particles(len(indices), num_particles, resampling)
+        codes = sample_levels(priors, uniforms, labels, controls, kept, progress, particles)
+        chosen = particles.choose(self._uniforms(seed, "choose", indices, "", 1)[:, 0])
+        return self.decode({name: x[chosen] for name, x in codes.items()}), particles.surviving().cpu()
+
+    def _uniforms(self, seed: int, what: str, indices: list[int], level: str, count: int) -> Tensor:
+        """Uniform numbers (images, count) that depend on the seed, the image's number and the level only."""
+        generators = (keyed_generator(seed, what, i, level) for i in indices)
+        rows = [torch.rand(count, dtype=torch.float64, generator=x) for x in generators]
+        return torch.stack(rows).to(self.device, widest_float(self.device))
+
+    def log_likelihood(self, images: Tensor, labels: Sequence[Label] | Tensor | None = None) -> ImageLikelihood:
+        """Likelihood of images, uint8 (B, C, H, W): nats of the codes of each level and bits per dimension.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            labels: class name or index of each image; None: the unconditional model.
+
+        Raises:
+            UserError: images or labels do not match the run, or the unconditional model was not trained
+                (`label_dropout` 0).
+        """
+        given = labels.tolist() if isinstance(labels, Tensor) else labels
+        if given is None:
+            given = [UNCONDITIONAL if self.classes else None] * len(images)
+        chosen = self.labels(given, range(len(images)), seed=0)
+        codes = self.encode(images)
+        with torch.no_grad(), self._autocast():
+            return image_likelihood(images, codes, chosen, self._trained, self.priors, self.run_dir, self.device)
 
     def labels(
         self, label: Label | Sequence[Label], indices: Sequence[int], seed: int, guidance: float = 1.0

@@ -15,6 +15,7 @@ from vqvae2.errors import StoppedError, UserError
 from vqvae2.generation.controls import at_least, controls_of
 from vqvae2.generation.generator import Generator
 from vqvae2.images.grids import save_grid, save_image
+from vqvae2.images.masks import is_mask_file, read_mask
 from vqvae2.prior.kept import Kept
 from vqvae2.run.directory import make_dir, writing
 from vqvae2.run.launch import refusals_reach_all
@@ -38,23 +39,31 @@ class Written(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Kept codes that sampling starts from: a name for the files, and the kept codes of one image by level."""
+    """What sampling starts from.
+
+    Attributes:
+        name: a name for the files.
+        kept: the kept codes of one image by level.
+        particles: number of particles per image, see `Generator.complete`.
+    """
 
     name: str
     kept: dict[str, Kept]
+    particles: int = 1
 
 
 def start_from(
-    generator: Generator, complete: str | None, keep: str, resample: str | None, image: str | None
+    generator: Generator, complete: str | None, keep: str, resample: str | None, image: str | None, particles: int = 1
 ) -> Start | None:
     """Build the start that the flags of sample.py describe; None if all codes are to be sampled.
 
     Args:
         generator: generator of a finished run.
         complete: an image file whose region `keep` is kept.
-        keep: see `Generator.complete`.
+        keep: a region as for `Generator.complete`, or the path of a mask that is white where the image is kept.
         resample: the coarsest level that is sampled; the coarser codes of `image` are kept.
         image: an image file, for `resample`.
+        particles: number of particles per image, for `complete`.
 
     Raises:
         UserError: the flags cannot be combined, or the image cannot be read.
@@ -63,10 +72,16 @@ def start_from(
         raise UserError("complete, resample: give only one of them")
     if (resample is None) != (image is None):
         raise UserError("resample, image: give both: the level to sample, and the image whose coarser codes are kept")
+    at_least("particles", particles, 1)
+    if particles > 1 and not complete:
+        raise UserError(f"particles: {particles} is not valid without complete: give an image to complete, or use 1")
     if complete:
         pixels = generator.read_image(complete)
-        name = f"complete-{_image_name(complete, pixels)}_keep-{keep.replace(',', '-')}"
-        return Start(name, generator.kept_region(pixels, keep))
+        size = (pixels.shape[2], pixels.shape[3])
+        region: str | torch.Tensor = read_mask(Path(keep), Path(complete), size) if is_mask_file(keep) else keep
+        name = f"complete-{_image_name(complete, pixels)}_keep-{_region_name(region)}"
+        name += f"_particles{particles}" if particles > 1 else ""
+        return Start(name, generator.kept_region(pixels, region), particles)
     if resample and image:
         pixels = generator.read_image(image)
         return Start(f"resample-{resample}_{_image_name(image, pixels)}", generator.kept_coarser(pixels, resample))
@@ -76,6 +91,12 @@ def start_from(
 def _image_name(path: str, pixels: torch.Tensor) -> str:
     """Stem of the file name and eight hexadecimal digits of the SHA-256 of the resized image."""
     return f"{Path(path).stem}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
+
+
+def _region_name(region: str | torch.Tensor) -> str:
+    if isinstance(region, str):
+        return region.replace(",", "-")
+    return f"mask-{hashlib.sha256(region.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def write_samples(
@@ -99,7 +120,7 @@ def write_samples(
         label: a class name or index, "none", or None; see `Generator.sample`.
         controls: temperature, top_k, top_p and guidance; see `Generator.sample`.
         seed: seed of the random numbers.
-        batch_size: images that a process samples at a time.
+        batch_size: images times particles that a process samples at a time.
         state: state of the processes.
         start: codes of an image that every sample keeps; None: all codes are sampled.
         folder: folder to write to; None: samples/ of the run.
@@ -118,7 +139,9 @@ def write_samples(
     stem = _stem(label, controls, seed, batch_size, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
-    batches = [range(i, min(i + batch_size, num_images)) for i in range(0, num_images, batch_size)]
+    particles = start.particles if start else 1
+    at_a_time = max(1, batch_size // particles)
+    batches = [range(i, min(i + at_a_time, num_images)) for i in range(0, num_images, at_a_time)]
     mine = [
         batch
         for batch in batches[state.process_index :: state.num_processes]
@@ -126,6 +149,7 @@ def write_samples(
     ]
     codes = sum(prior.grid.height * prior.grid.width for prior in generator.priors.values())
     bar = tqdm(total=len(mine) * codes, desc="sampling", unit="code", disable=not state.is_main_process)
+    survived: list[float] = []
     with refusals_reach_all(state), bar, StopRequests() as requests:
         for batch in mine:
             images = generator.sample(
@@ -136,7 +160,9 @@ def write_samples(
                 first_image=batch[0],
                 batch_size=batch_size,
                 kept=start.kept if start else None,
+                particles=particles,
                 progress=bar.update,
+                survival=lambda shares: survived.extend(shares.tolist()),
             )
             with writing(directory):
                 for i, image in zip(batch, images, strict=True):
@@ -145,6 +171,9 @@ def write_samples(
                     os.replace(beside, paths[i])
             if reason := requests.reason():
                 raise StoppedError(f"{directory}: stopped by {reason}; finished batches are saved")
+    if survived:
+        share = sum(survived) / len(survived)
+        print(f"{share:.0%} of the {particles} first particles of an image have descendants (mean of {len(survived)})")
 
     grid = directory / f"grid_{stem}.png"
     with refusals_reach_all(state):

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torchvision.datasets
+from PIL import Image
 from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop, read_image, to_tensor
 from vqvae2.images.folder import Listing, list_images, split
+from vqvae2.images.idx import class_names, idx_folder, read_idx
 from vqvae2.images.shapes import CLASSES, render
 
 SHAPES_TRAIN = 20_000
@@ -66,6 +69,19 @@ class DatasetItems:
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         image, config = self.dataset[index][0], self.config
+        return to_tensor(image, config.height_width, config.channels, tuple(config.background), crop)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Loads an image from an array of grayscale images, uint8 (N, height, width)."""
+
+    config: ImagesConfig
+    pixels: np.ndarray
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        config = self.config
+        image = Image.fromarray(self.pixels[index])
         return to_tensor(image, config.height_width, config.channels, tuple(config.background), crop)
 
 
@@ -174,6 +190,8 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
     constructor = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(constructor):
         raise UserError(f"images.source: torchvision.datasets has no {name}: use one of torchvision's data sets")
+    if folder := idx_folder(name, images.root):
+        return Splits(*(_idx(images, name, folder, part) for part in ("train", "validation")))
     create: Callable[..., torchvision.datasets.VisionDataset] = constructor
     accepted = inspect.signature(create).parameters
     common = {"root": images.root or "data", "download": True}
@@ -187,6 +205,12 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         where = f" (images.root: {common['root']})" if "root" in common else ""
         raise UserError(f"torchvision's {name} cannot be opened{where}: {error}") from error
+
+
+def _idx(images: ImagesConfig, name: str, folder: Path, part: str) -> ImageSet:
+    pixels, labels = read_idx(folder, part)
+    names = [f"{i:06d}" for i in range(len(labels))]
+    return ImageSet(class_names(name, labels), labels, names, Pixels(images, pixels))
 
 
 def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> ImageSet:

@@ -1,7 +1,5 @@
 """Causal self-attention over all earlier codes of a grid (Chen et al. 2017, "PixelSNAIL", section 2)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,8 +10,7 @@ class CausalAttention(nn.Module):
     """Multi-head attention with queries from the horizontal stack, keys and values from that stack and the codes.
 
     A key that contains a code must be visible to later positions only. The inputs of keys and values are therefore
-    shifted by one position in raster order, with a learned vector at position 0. Position p attends to positions
-    0 to p of the shifted sequence.
+    shifted by one position in raster order, with a learned vector at position 0, which all positions attend to.
 
     Dropout drops whole values of a head, for all queries at once. Like dropout of the attention weights, this drops
     terms of the weighted sum, but it needs no random mask of positions x positions and works with fused kernels.
@@ -29,12 +26,14 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.before_first = nn.Parameter(torch.zeros(2 * channels))
 
-    def forward(self, horizontal: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, horizontal: Tensor, codes: Tensor, seen: Tensor | None) -> Tensor:
         """Add attention to the horizontal stack. C is `channels`.
 
         Args:
             horizontal: the horizontal stack, (B, H, W, C).
             codes: the embedded codes, (B, H, W, C).
+            seen: which positions each position attends to, bool (N, N), N = H * W, in raster order; None: all earlier
+                ones.
 
         Returns:
             The horizontal stack, (B, H, W, C).
@@ -48,57 +47,53 @@ class CausalAttention(nn.Module):
         query = rearrange(self.query(normed), "b n (heads d) -> b heads n d", heads=self.heads)
         key, value = rearrange(self.key_value(known), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
         value = value * self.dropout(torch.ones_like(value[..., :1]))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, heads, N, d)
+        mask = None if seen is None else F.pad(seen, (1, -1), value=True)  # (N, N), of the shifted keys
+        # (B, heads, N, d)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         attended = rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=height, w=width)  # (B, H, W, C)
         return horizontal + self.dropout(self.out(attended))
 
-    def start(self, batch: int, num_positions: int) -> "AttentionState":
-        """Buffers for sampling `batch` grids of `num_positions` codes."""
+    def start(self, batch: int, num_positions: int) -> Tensor:
+        """Keys and values of `batch` grids, (2, B, heads, num_positions + 2, d), for `step` and `write`.
+
+        The first ones are those of the learned vector, the last ones are never attended to.
+        """
         weight = self.query.weight
-        channels = weight.shape[0]
-        # at least float32: on a CPU, bf16 attention with a single query takes five times as long
+        # at least float32: on a CPU, bf16 attention with few queries takes five times as long
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        keys_values = weight.new_zeros(2, batch, self.heads, num_positions, channels // self.heads, dtype=dtype)
-        return AttentionState(keys_values, known=weight.new_empty(batch, 2 * channels))
+        shape = (2, batch, self.heads, num_positions + 2, len(weight) // self.heads)
+        keys_values = weight.new_zeros(shape, dtype=dtype)
+        first = rearrange(self.key_value(self.before_first), "(two heads d) -> two 1 heads d", two=2, heads=self.heads)
+        keys_values[:, :, :, 0] = first.to(dtype)
+        return keys_values
 
-    def begin(self, state: "AttentionState") -> None:
-        """Reset the buffers before the first position of a grid."""
-        state.known.copy_(self.before_first)
-
-    def step(self, state: "AttentionState", position: Tensor, seen: Tensor, horizontal: Tensor) -> Tensor:
-        """Compute the horizontal stack at one position: (B, channels) -> (B, channels).
-
-        Positions are processed in raster order; `write` must have been called for the previous one.
+    def step(self, keys_values: Tensor, horizontal: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Add attention at F positions of each image. C is `channels`.
 
         Args:
-            state: buffers of this layer.
-            position: index in raster order, int64 (1,).
-            seen: mask of the positions to attend to, bool (1, positions).
-            horizontal: the horizontal stack at this position, (B, channels).
+            keys_values: result of `start`, filled by `write`.
+            horizontal: the horizontal stack at these positions, (B * F, C).
+            seen: which of the first M keys each position attends to, bool (F, M).
+
+        Returns:
+            The horizontal stack, (B * F, C), and the part of the input of later keys and values, (B * F, C).
         """
-        batch, channels = horizontal.shape
         normed = self.norm(horizontal)
-        known = self.key_value(state.known).view(batch, 2, self.heads, 1, -1).transpose(0, 1)
-        state.keys_values.index_copy_(3, position, known.to(state.keys_values.dtype))
-        key, value = state.keys_values[:, :, :, : seen.shape[1]]
-        query = self.query(normed).view(batch, self.heads, 1, -1).to(key.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        state.known[:, channels:] = normed
-        return horizontal + self.out(attended.view(batch, channels).to(normed.dtype))
+        key, value = keys_values[:, :, :, : seen.shape[1]]
+        query = rearrange(self.query(normed), "(b f) (heads d) -> b heads f d", f=len(seen), heads=self.heads)
+        attended = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=seen)
+        attended = rearrange(attended, "b heads f d -> (b f) (heads d)")
+        return horizontal + self.out(attended.to(normed.dtype)), normed
 
-    def write(self, state: "AttentionState", code: Tensor) -> None:
-        """Store the embedded code (B, channels) that was chosen at the position of the last `step`."""
-        state.known[:, : code.shape[1]] = code
+    def write(self, keys_values: Tensor, keys: Tensor, codes: Tensor, normed: Tensor) -> None:
+        """Store the keys and values of the positions of the last `step`, whose codes are now known.
 
-
-@dataclass
-class AttentionState:
-    """Buffers of one attention layer during sampling.
-
-    Attributes:
-        keys_values: (2, B, heads, positions, channels per head), filled up to the current position.
-        known: input of the next key and value, (B, 2 * channels): the embedded code, then the normalized stack.
-    """
-
-    keys_values: Tensor
-    known: Tensor
+        Args:
+            keys_values: result of `start`.
+            keys: index of each position's key, int64 (F,).
+            codes: the embedded codes, (B * F, C).
+            normed: the second result of `step`, (B * F, C).
+        """
+        known = self.key_value(torch.cat([codes, normed], dim=-1))
+        known = rearrange(known, "(b f) (two heads d) -> two b heads f d", f=len(keys), two=2, heads=self.heads)
+        keys_values.index_copy_(3, keys, known.to(keys_values.dtype))

@@ -6,11 +6,9 @@ the vertical stack, the rows above. Together they have no blind spot.
 The gate is a * sigmoid(b), as in PixelSNAIL (Chen et al. 2017). With tanh(a) instead of a, the priors learned no
 faster, and one fused operation became four.
 
-All tensors are (B, H, W, channels). `forward` processes whole grids, for training. `row` and `step` compute the
-same values one row or one code at a time, for sampling.
+All tensors are (B, H, W, channels). `forward` processes whole grids, for training. `vertical_step` and
+`horizontal_step` compute the same values one wave of positions at a time, for sampling (see waves.py).
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +29,7 @@ class GatedLayer(nn.Module):
     the rows above, its horizontal kernel the codes to the left. Later layers read the stacks. At position (i, j),
     the vertical stack depends on codes up to row i and the horizontal stack on codes before (i, j), so the kernels
     of later layers include the position itself. Every layer extends the receptive field by kernel_size // 2 codes
-    upwards and to either side.
+    upwards and to the left, and by `right` codes to the right in the rows above.
     """
 
     def __init__(
@@ -39,17 +37,19 @@ class GatedLayer(nn.Module):
         channels: int,
         residual_channels: int,
         kernel_size: int,
+        right: int,
         dropout: float,
         first: bool,
         last: bool,
         conditioned: bool,
     ):
         super().__init__()
-        self.reach = kernel_size // 2
+        self.reach = kernel_size // 2  # codes upwards and to the left
+        self.right = right  # columns of the vertical kernel to the right of the position
         self.extent = self.reach + (not first)  # rows of the vertical kernel, columns of the horizontal one
         self.first = first
         self.vertical_norm = nn.Identity() if first else nn.LayerNorm(channels)
-        self.vertical_in = nn.Conv2d(channels, 2 * residual_channels, (self.extent, kernel_size))
+        self.vertical_in = nn.Conv2d(channels, 2 * residual_channels, (self.extent, self.reach + 1 + right))
         # no layer reads the vertical stack after the last layer
         self.vertical_out = None if last else nn.Linear(residual_channels, channels, bias=False)
         self.downwards = nn.Linear(2 * residual_channels, 2 * residual_channels)
@@ -76,7 +76,7 @@ class GatedLayer(nn.Module):
         for_vertical, for_horizontal = self.split_condition(condition)
         source = codes if self.first else self.vertical_norm(vertical)
         # (B, H, W, 2R)
-        x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.reach) + for_vertical
+        x = convolve(source, self.vertical_in, above=self.extent - 1, left=self.reach, right=self.right) + for_vertical
         if self.vertical_out is not None:
             vertical = vertical + self.dropout(self.vertical_out(F.glu(x)))  # (B, H, W, C)
 
@@ -96,72 +96,45 @@ class GatedLayer(nn.Module):
             return 0.0, 0.0
         return self.condition(condition).chunk(2, dim=-1)
 
-    def start(self, batch: int, width: int) -> "GatedState":
-        """Buffers for sampling `batch` grids of `width` columns; positions outside the grid are zero."""
-        _, kernel_here = self.split_kernel()
-        rows = kernel_here.new_zeros(batch, self.extent, width + 2 * self.reach, self.horizontal_in.in_channels)
-        return GatedState(rows, kernel_here.contiguous())
+    def vertical_kernel(self) -> Tensor:
+        """The vertical kernel as a matrix, (rows * columns * channels, 2 * residual_channels), the newest code last."""
+        return rearrange(self.vertical_in.weight, "out c h w -> (h w c) out")
 
-    def split_kernel(self) -> tuple[Tensor, Tensor]:
-        """Split the horizontal kernel into two matrices.
+    def horizontal_kernel(self) -> Tensor:
+        """The horizontal kernel as a matrix, (columns * channels, 2 * residual_channels), from left to right."""
+        return rearrange(self.horizontal_in.weight, "out c 1 w -> (w c) out")
 
-        Returns:
-            The part for the positions to the left, (reach * channels, 2 * residual_channels), and the part for the
-            position itself, (channels, 2 * residual_channels), which is empty in the first layer.
-        """
-        kernel = rearrange(self.horizontal_in.weight, "out c 1 w -> (w c) out")
-        left = self.reach * self.horizontal_in.in_channels
-        return kernel[:left], kernel[left:]
-
-    def row(
-        self, state: "GatedState", vertical: Tensor, codes: Tensor, for_vertical: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the vertical stack of a row whose codes are known.
+    def vertical_step(self, vertical: Tensor, newest: Tensor, added: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the vertical stack at N positions, one in each row and image.
 
         Args:
-            state: buffers of this layer.
-            vertical: the vertical stack of the row, (B, W, channels).
-            codes: the embedded codes of the row, (B, W, channels).
-            for_vertical: the term that the condition adds to this row.
+            vertical: the vertical stack before this layer, (N, channels).
+            newest: input of the kernel at its last row and column, (N, channels).
+            added: terms of the rest of the kernel and of the condition, and the bias, (N, 2 * residual_channels).
+            kernel: the last row and column of the kernel, (channels, 2 * residual_channels).
 
         Returns:
-            The vertical stack after this layer, (B, W, channels), and the term that this row adds to the horizontal
-            stack of the next row, (B, W, 2 * residual_channels).
+            The vertical stack after this layer, (N, channels), and its value before the gate,
+            (N, 2 * residual_channels), which the horizontal stack of the next row receives through `downwards`.
         """
-        source = codes if self.first else self.vertical_norm(vertical)
-        state.rows.copy_(state.rows.roll(-1, dims=1))
-        state.rows[:, -1, self.reach : self.reach + source.shape[1]] = source
-        x = convolve(state.rows, self.vertical_in, above=0, left=0, right=0)[:, 0] + for_vertical
+        x = torch.addmm(added, newest, kernel)
         if self.vertical_out is not None:
-            vertical = vertical + self.vertical_out(F.glu(x))
-        return vertical, self.downwards(x)
+            vertical = torch.addmm(vertical, F.glu(x), self.vertical_out.weight.t())
+        return vertical, x
 
-    def step(self, state: "GatedState", horizontal: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the horizontal stack at one position of the current row.
+    def horizontal_step(self, horizontal: Tensor, added: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the horizontal stack at N positions.
 
         Args:
-            state: buffers of this layer.
-            horizontal: the horizontal stack at this position, (B, channels).
-            added: sum of the terms from above, from the condition and from the left and the bias of the convolution,
-                (B, 2 * residual_channels).
+            horizontal: the horizontal stack before this layer, (N, channels).
+            added: terms from above, from the left and from the condition, and the bias, (N, 2 * residual_channels).
+            kernel: the part of the kernel at the position itself, (channels, 2 * residual_channels); the first layer
+                has none.
 
         Returns:
-            The horizontal stack after this layer, (B, channels), and the input of this layer's kernel at this
-            position, (B, channels), for later positions; the first layer's kernel reads the embedded code instead.
+            The horizontal stack after this layer, (N, channels), and the input of the kernel, (N, channels), which
+            later positions of the row read; the first layer's kernel reads the embedded codes instead.
         """
         source = self.horizontal_norm(horizontal)
-        x = added if self.first else torch.addmm(added, source, state.kernel_here)
+        x = added if self.first else torch.addmm(added, source, kernel)
         return torch.addmm(horizontal, F.glu(x), self.horizontal_out.weight.t()), source
-
-
-@dataclass
-class GatedState:
-    """Buffers of one gated layer during sampling.
-
-    Attributes:
-        rows: the last rows of the vertical kernel's input, (B, rows, W + padding, channels).
-        kernel_here: the part of the horizontal kernel that reads the position itself (see `split_kernel`).
-    """
-
-    rows: Tensor
-    kernel_here: Tensor

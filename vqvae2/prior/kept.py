@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vqvae2.config import LevelGrid
@@ -55,33 +56,53 @@ def parse_region(text: str, height_width: tuple[int, int]) -> tuple[int, int, in
     return left, upper, right, lower
 
 
+def region_mask(keep: str | Tensor, height_width: tuple[int, int]) -> Tensor:
+    """Pixels to keep, bool (H, W).
+
+    Args:
+        keep: a region as for `parse_region`, or a mask, bool (H, W), true where the image is kept.
+        height_width: size of the image in pixels.
+
+    Raises:
+        UserError: the region is not valid, or the mask has another size or dtype, or keeps all or no pixels.
+    """
+    if isinstance(keep, str):
+        left, upper, right, lower = parse_region(keep, height_width)
+        mask = torch.zeros(height_width, dtype=torch.bool)
+        mask[upper:lower, left:right] = True
+        return mask
+    if keep.dtype != torch.bool or tuple(keep.shape) != height_width:
+        raise UserError(f"keep: {tuple(keep.shape)} {keep.dtype} is not valid: use a bool mask of shape {height_width}")
+    if keep.all() or not keep.any():
+        which = "all pixels" if keep.all() else "no pixel"
+        raise UserError(f"keep: the mask keeps {which}: use white for what to keep and black for what to sample")
+    return keep.cpu()
+
+
 def keep_region(
-    codes: dict[str, Tensor], grids: list[LevelGrid], box: tuple[int, int, int, int], height_width: tuple[int, int]
+    codes: dict[str, Tensor], grids: list[LevelGrid], mask: Tensor, height_width: tuple[int, int]
 ) -> dict[str, Kept]:
-    """Keep the codes whose pixels are all inside the box (left, upper, right, lower).
+    """Keep the codes whose pixels are all kept.
 
     Args:
         codes: codes (B, H, W) of each level by name.
         grids: grid of each level, coarsest first.
-        box: (left, upper, right, lower) in pixels.
+        mask: pixels to keep, bool (H, W) of the image.
         height_width: size of the images in pixels.
 
     Raises:
-        UserError: the box contains no whole code of the coarsest level.
+        UserError: no code of the coarsest level is kept.
     """
-    left, upper, right, lower = box
     kept = {}
     for grid in grids:
         stride = height_width[0] // grid.height
-        rows, columns = torch.arange(grid.height) * stride, torch.arange(grid.width) * stride
-        inside_rows = (rows >= upper) & (rows + stride <= lower)
-        inside_columns = (columns >= left) & (columns + stride <= right)
-        kept[grid.name] = Kept(codes[grid.name], inside_rows[:, None] & inside_columns)
+        blocks = rearrange(mask, "(h s) (w t) -> h w (s t)", s=stride, t=stride)
+        kept[grid.name] = Kept(codes[grid.name], blocks.all(dim=-1))
     coarsest = grids[0]
     if not kept[coarsest.name].mask.any():
         stride = height_width[0] // coarsest.height
         raise UserError(
-            f"keep: {box} is not valid: use a box that contains a whole code of level {coarsest.name}, "
+            f"keep: the region is too small: it must contain a whole code of level {coarsest.name}, "
             f"which covers {stride}x{stride} pixels"
         )
     return kept

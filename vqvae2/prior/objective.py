@@ -15,6 +15,7 @@ class PriorObjective(WeightsObjective[Prior]):
     """The objective of stages 3 and 4: negative log-likelihood of a level's codes in nats per code."""
 
     betas = BETAS
+    validated_by = "nats_per_code"
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         labels = self._drop_labels(batch.labels, batch.batch_indices, step)

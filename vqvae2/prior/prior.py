@@ -1,8 +1,8 @@
-"""The autoregressive prior of one level: p(codes | codes of coarser levels, label), in raster order."""
+"""The autoregressive prior of one level: p(codes | codes of coarser levels, label)."""
 
 from functools import partial
 from operator import call
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvae2.autoencoder.modules import module_dict, module_list
 from vqvae2.config import LevelGrid, PriorConfig
-from vqvae2.prior.attention import AttentionState, CausalAttention
+from vqvae2.prior.attention import CausalAttention
 from vqvae2.prior.conditioning import CoarserCodes, Label
-from vqvae2.prior.gated import GatedLayer, GatedState
+from vqvae2.prior.gated import GatedLayer
 
 
 class Reach(NamedTuple):
@@ -21,11 +21,29 @@ class Reach(NamedTuple):
 
     Attributes:
         rows: number of rows above that a position depends on; None: all.
-        columns: number of columns to either side that a position depends on; None: all.
+        left: number of columns to the left that a position depends on; None: all.
+        right: number of columns to the right in the row above that a position depends on; None: all.
     """
 
     rows: int | None
-    columns: int | None
+    left: int | None
+    right: int | None
+
+
+def columns_to_the_right(config: PriorConfig) -> list[int]:
+    """Columns to the right of a position in the vertical kernel of each layer: the first layers use up the limit."""
+    half = config.kernel_size // 2
+    if config.right_reach is None:
+        return [half] * config.layers
+    return [min(half, max(0, config.right_reach - half * i)) for i in range(config.layers)]
+
+
+def earlier_positions(grid: LevelGrid, stride: int) -> Tensor:
+    """Which positions belong to earlier waves and not to a row below, bool (N, N) with N = H * W, for each position."""
+    positions = torch.arange(grid.height * grid.width)
+    rows, columns = positions // grid.width, positions % grid.width
+    waves = columns + rows * stride
+    return (waves < waves[:, None]) & (rows <= rows[:, None])
 
 
 class Prior(nn.Module):
@@ -55,8 +73,10 @@ class Prior(nn.Module):
             CoarserCodes(coarser, grid, channels, residual, config.conditioning_layers, dropout) if coarser else None
         )
         self.layers = module_list(
-            GatedLayer(channels, residual, config.kernel_size, dropout, i == 0, i == config.layers - 1, conditioned)
-            for i in range(config.layers)
+            GatedLayer(
+                channels, residual, config.kernel_size, right, dropout, i == 0, i == config.layers - 1, conditioned
+            )
+            for i, right in enumerate(columns_to_the_right(config))
         )
         # attention layers are spaced evenly, the last one after the last gated layer
         after = {config.layers * (i + 1) // config.attention_layers - 1 for i in range(config.attention_layers)}
@@ -66,6 +86,9 @@ class Prior(nn.Module):
         self.output = module_list(OutputLayer(channels, residual, dropout) for _ in range(config.output_layers))
         self.norm = nn.LayerNorm(channels)
         self.to_logits = nn.Linear(channels, grid.codebook_size)
+        # which positions attention sees; None: all earlier ones in raster order
+        seen = None if not self.attention or config.right_reach is None else earlier_positions(grid, self.stride())
+        self.register_buffer("seen", seen, persistent=False)
         self._initialise()
         self.to(memory_format=torch.channels_last)
 
@@ -85,12 +108,24 @@ class Prior(nn.Module):
     def reach(self) -> Reach:
         """The receptive field of a position."""
         if self.attention:
-            return Reach(None, None)
+            return Reach(None, None, self.config.right_reach)
         distance = self.config.kernel_size // 2 * self.config.layers
-        return Reach(distance, distance)
+        return Reach(distance, distance, sum(layer.right for layer in self.layers))
+
+    def stride(self) -> int:
+        """Columns by which the sampling of a row has to be ahead of the row below, S.
+
+        Position (i, j) sees codes of the row k above only up to column j + k * S - 1.
+        """
+        right = sum(layer.right for layer in self.layers)
+        if self.attention:
+            beyond = self.grid.width - 1  # all columns
+            limit = beyond if self.config.right_reach is None else self.config.right_reach
+            right = max(right, min(limit, beyond))
+        return right + 1
 
     def forward(self, codes: Tensor, coarser: dict[str, Tensor] | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits of every code given all codes before it in raster order. C is `hidden_channels`.
+        """Logits of every code given the codes before it. C is `hidden_channels`.
 
         Args:
             codes: (B, H, W) int64.
@@ -107,7 +142,7 @@ class Prior(nn.Module):
         for i, layer in enumerate(self.layers):
             vertical, horizontal = through(layer, vertical, horizontal, embedded, condition)
             if str(i) in self.attention:
-                horizontal = through(self.attention[str(i)], horizontal, embedded)
+                horizontal = through(self.attention[str(i)], horizontal, embedded, self.seen)
         return rearrange(self.logits(horizontal), "b h w k -> b k h w")  # (B, K, H, W)
 
     def position_embedding(self) -> Tensor:
@@ -139,93 +174,3 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.out(self.branch(x)))  # (..., channels)
-
-
-class Cache:
-    """Cached activations of a prior for sampling a batch of grids; each position is computed only once.
-
-    For each row, call `begin_row`; then, for each code of the row, call `logits` and `write` with the code that was
-    chosen. `logits` and `write` use buffers at fixed addresses and keep the current position in tensors, so that a
-    CUDA graph can capture them. `begin_row(0)` starts a new batch of grids with the same conditioning.
-    """
-
-    def __init__(self, prior: Prior, batch: int, coarser: dict[str, Tensor] | None, labels: Tensor | None):
-        self.prior = prior
-        height, width = prior.grid.height, prior.grid.width
-        condition = prior.condition(batch, coarser, labels)
-        self.condition = None if condition is None else condition.expand(batch, height, -1, -1)
-        self.position_embedding = prior.position_embedding()
-        device = self.position_embedding.device
-        self.gated: list[GatedState] = [layer.start(batch, width) for layer in prior.layers]
-        self.attention: dict[str, AttentionState] = {
-            i: layer.start(batch, height * width) for i, layer in prior.attention.items()
-        }
-        # Buffers of the current row: `start` is the initial horizontal stack, `added` the terms that each layer
-        # receives from above and from the condition, `left` the input of each layer's kernel to the left of the
-        # current position, `codes` the codes chosen so far.
-        self.start = torch.empty_like(self.position_embedding[0])
-        self.kernels_left = torch.stack([layer.split_kernel()[0] for layer in prior.layers])
-        layers, left, added = self.kernels_left.shape
-        self.added = self.position_embedding.new_empty(layers, batch, width, added)
-        self.left = self.position_embedding.new_empty(layers, batch, left)
-        self.sources: list[Tensor] = []  # inputs of the kernels at the current position
-        self.codes = torch.zeros(batch, width, dtype=torch.long, device=device)
-        self.for_vertical: list[Tensor | float] = [0.0] * len(prior.layers)  # used when the next row begins
-        self.column = torch.zeros(1, dtype=torch.long, device=device)
-        self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.positions = torch.arange(height * width, device=device)[None]
-
-    def begin_row(self, row: int) -> None:
-        """Compute the vertical stack of the previous row, whose codes are now known, and prepare this row's buffers."""
-        prior = self.prior
-        if row == 0:
-            for gated in self.gated:
-                gated.rows.zero_()
-            for name, attention in self.attention.items():
-                prior.attention[name].begin(attention)
-        else:
-            embedded = prior.embedding(self.codes)
-            vertical = self.position_embedding[row - 1].expand_as(embedded)
-        for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
-            above: Tensor | float = 0.0
-            if row > 0:
-                vertical, above = layer.row(state, vertical, embedded, self.for_vertical[i])
-            condition = None if self.condition is None else self.condition[:, row]
-            self.for_vertical[i], for_horizontal = layer.split_condition(condition)
-            self.added[i].copy_(above + for_horizontal + cast(Tensor, layer.horizontal_in.bias))
-        self.left.zero_()
-        width = prior.grid.width
-        self.start.copy_(self.position_embedding[row])
-        self.column.zero_()
-        self.position.fill_(row * width)
-        if not self.codes.is_cuda:  # a CUDA graph has a fixed number of positions and masks the later ones
-            self.positions = torch.arange((row + 1) * width)[None]
-
-    def logits(self) -> Tensor:
-        """Logits (B, K) of the next code of the current row."""
-        prior = self.prior
-        horizontal = self.start.index_select(0, self.column).expand(len(self.codes), -1)
-        # the inputs to the left are known for all layers: one batched matrix product
-        from_above = self.added.index_select(2, self.column).squeeze(2)
-        added = torch.baddbmm(from_above, self.left, self.kernels_left).unbind()
-        seen = self.positions <= self.position if self.attention else None
-        self.sources.clear()
-        for i, (layer, state) in enumerate(zip(prior.layers, self.gated, strict=True)):
-            horizontal, source = layer.step(state, horizontal, added[i])
-            self.sources.append(source)
-            attention = self.attention.get(str(i))
-            if attention is not None and seen is not None:
-                horizontal = prior.attention[str(i)].step(attention, self.position, seen, horizontal)
-        return prior.logits(horizontal)
-
-    def write(self, codes: Tensor) -> None:
-        """Store the codes (B,) that were chosen from the last `logits` and advance to the next position."""
-        prior = self.prior
-        self.codes.index_copy_(1, self.column, codes[:, None])
-        embedded = prior.embedding(codes)
-        sources = torch.stack([embedded, *self.sources[1:]])
-        self.left.copy_(torch.cat([self.left[:, :, sources.shape[2] :], sources], dim=2))
-        for i, state in self.attention.items():
-            prior.attention[i].write(state, embedded)
-        self.column += 1
-        self.position += 1

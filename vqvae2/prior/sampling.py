@@ -4,10 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2.prior.cache import Cache
 from vqvae2.prior.kept import Kept
-from vqvae2.prior.prior import Cache, Prior
+from vqvae2.prior.particles import Particles
+from vqvae2.prior.prior import Prior
+from vqvae2.prior.waves import Wavefront
 from vqvae2.run.precision import widest_float
 from vqvae2.run.seeding import keyed_generator
 
@@ -30,9 +34,10 @@ class Controls:
     guidance: float = 1.0
 
 
-def image_uniforms(seed: int, image: int, level: str, num_positions: int) -> Tensor:
-    """A uniform number in [0, 1) per position, (num_positions,), a function of (seed, image, level, position) only."""
-    return torch.rand(num_positions, dtype=torch.float64, generator=keyed_generator(seed, "sample", image, level))
+def image_uniforms(seed: int, image: int, level: str, num_positions: int, particle: int = 0) -> Tensor:
+    """A uniform number in [0, 1) per position, (num_positions,), a function of the arguments and the position only."""
+    key = (seed, "sample", image, level) + ((particle,) if particle else ())
+    return torch.rand(num_positions, dtype=torch.float64, generator=keyed_generator(*key))
 
 
 def restrict(logits: Tensor, controls: Controls) -> Tensor:
@@ -58,6 +63,30 @@ def sample_categorical(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
+def sample_levels(
+    priors: dict[str, Prior],
+    uniforms: dict[str, Tensor],
+    labels: Tensor | None,
+    controls: dict[str, Controls],
+    kept: dict[str, Kept],
+    progress: Callable[[int], object] = lambda codes: None,
+    particles: Particles | None = None,
+) -> dict[str, Tensor]:
+    """Sample the codes of all levels, (B, H, W) int64 by name; arguments as for `sample_codes`, by level.
+
+    With particles, row r of the result is particle r at the end, with the codes of its ancestors.
+    """
+    codes: dict[str, Tensor] = {}
+    for name, prior in priors.items():
+        own = sample_codes(
+            prior, uniforms[name], codes or None, labels, controls[name], kept.get(name), progress, particles
+        )
+        if particles is not None:
+            codes = {coarser: x[particles.origins] for coarser, x in codes.items()}
+        codes[name] = own
+    return codes
+
+
 @torch.inference_mode()
 def sample_codes(
     prior: Prior,
@@ -67,8 +96,12 @@ def sample_codes(
     controls: Controls = Controls(),
     kept: Kept | None = None,
     progress: Callable[[int], object] = lambda codes: None,
+    particles: Particles | None = None,
 ) -> Tensor:
     """Sample the codes of one level: (B, H, W) int64.
+
+    With particles, B is images x particles. They are weighted by the probabilities of the kept codes, with temperature
+    and guidance but without top-k and top-p, and resampled. Use `particles.origins` to reorder the coarser codes.
 
     Args:
         prior: the prior of the level, in eval mode.
@@ -78,45 +111,59 @@ def sample_codes(
         controls: temperature, top-k, top-p and guidance.
         kept: codes that are kept; the codes after them are sampled given the kept ones. None: sample all codes.
         progress: called with the number of codes per image that were completed since the last call.
+        particles: the particles to weigh and resample; None: the kept codes do not affect the codes before them.
     """
     batch, device = len(uniforms), uniforms.device
     height, width = prior.grid.height, prior.grid.width
-    codes = torch.zeros(batch, height * width, dtype=torch.long, device=device)
-    is_kept = torch.zeros(height * width, dtype=torch.bool, device=device)
+    outside = 1  # rows in flight outside the grid read and write one more position
+    codes = torch.zeros(batch, height * width + outside, dtype=torch.long, device=device)
+    is_kept = torch.zeros(height * width + outside, dtype=torch.bool, device=device)
     if kept is not None:
-        codes.copy_(kept.codes.flatten(1))
-        is_kept.copy_(kept.mask.flatten())
-    if is_kept.all():
+        codes[:, :-outside] = kept.codes.flatten(1)
+        is_kept[:-outside] = kept.mask.flatten()
+    if particles is not None:
+        particles.begin_level()
+    if is_kept[:-outside].all() and particles is None:
         progress(height * width)
-        return codes.view(batch, height, width)
-    caches = [Cache(prior, batch, coarser, labels)]
+        return codes[:, :-outside].view(batch, height, width)
+    uniforms = F.pad(uniforms, (0, outside))
+    front = Wavefront(prior, device)
+    caches = [Cache(prior, front, batch, coarser, labels)]
     if controls.guidance != 1:
-        caches.append(Cache(prior, batch, coarser, None))
-    position = caches[0].position
+        caches.append(Cache(prior, front, batch, coarser, None))
 
-    def sample_next() -> None:
-        logits = [cache.logits().to(uniforms.dtype) for cache in caches]
+    def sample_wave() -> None:
+        front.update()
+        logits = [cache.logits().to(uniforms.dtype) for cache in caches]  # (B, F, K) each
         mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
-        sampled = sample_categorical(restrict(mixed, controls), uniforms.index_select(1, position)[:, 0])
-        given = codes.index_select(1, position)[:, 0]
-        chosen = torch.where(is_kept.index_select(0, position), given, sampled)
-        codes.index_copy_(1, position, chosen[:, None])
+        given = codes[:, front.positions]  # (B, F)
+        if particles is not None:
+            log_probabilities = (mixed / controls.temperature).log_softmax(2).gather(2, given[..., None])[..., 0]
+            particles.weigh(torch.where(is_kept[front.positions], log_probabilities, 0.0).sum(1))
+        restricted = restrict(mixed.flatten(0, 1), controls)
+        sampled = sample_categorical(restricted, uniforms[:, front.positions].flatten()).view(batch, -1)  # (B, F)
+        chosen = torch.where(is_kept[front.positions], given, sampled)
+        codes.index_copy_(1, front.positions, chosen)
         for cache in caches:
             cache.write(chosen)
-
-    def begin_row(row: int) -> None:
-        for cache in caches:
-            cache.begin_row(row)
+        front.wave += 1
 
     if uniforms.is_cuda:
-        begin_row(0)  # the call before the capture reads these buffers
-        sample_next = capture(sample_next)
-    for row in range(height):
-        begin_row(row)
-        for _ in range(width):
-            sample_next()
-        progress(width)
-    return codes.view(batch, height, width)
+        weights = None if particles is None else particles.log_weights.clone()
+        sample_wave = capture(sample_wave)
+        front.begin(0)  # the capture has sampled the first wave
+        if particles is not None and weights is not None:
+            particles.log_weights.copy_(weights)
+    for wave in range(front.num_waves):
+        if not uniforms.is_cuda:
+            front.begin(wave)
+        sample_wave()
+        if particles is not None and (rows := particles.resample(prior.grid.name, wave)) is not None:
+            codes.copy_(codes[rows])
+            for cache in caches:
+                cache.reorder(rows)
+        progress(front.num_codes(wave))
+    return codes[:, :-outside].view(batch, height, width)
 
 
 def capture(call: Callable[[], None]) -> Callable[[], None]:

@@ -66,7 +66,7 @@ def tables(evaluation: dict[str, Any]) -> list[tuple[str, list[Figure]]]:
                 "bits per dimension",
                 found["bits_per_dimension"],
                 "lower",
-                "upper bound on -log2 p(x): codes and pixels given codes",
+                "upper bound on -log2 p(x): joint of an image and its codes, given its label if any",
             ),
             ("of which codes", found["code_bits_per_dimension"], "lower", "codes under the priors"),
             (

@@ -22,6 +22,7 @@ from vqvae2.run.model_files import export_model, read_description
 from vqvae2.run.seeding import derive_seed
 from vqvae2.run.stopping import StopRequests
 from vqvae2.training.average import WeightAverage
+from vqvae2.training.best import Best, best_of_state, better, overfitting
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
@@ -47,7 +48,7 @@ def train(
     directory: Path,
     seed: int,
     accelerator: Accelerator,
-    description: dict[str, Any],
+    describe: Callable[[], dict[str, Any]],
     after_validation: Callable[[], object] = lambda: None,
 ) -> None:
     """Train to `config.total_steps` updates and export the model.
@@ -64,7 +65,7 @@ def train(
         directory: directory of the stage.
         seed: seed of the run; dropout is seeded with (seed, step, accumulation step, process).
         accelerator: set up with the precision and accumulation of `config`.
-        description: content of model.json, saved with the weights.
+        describe: called on every process with the weights to export in the module; returns the content of model.json.
         after_validation: called on the main process after the metrics of a validation are written.
 
     Raises:
@@ -75,6 +76,8 @@ def train(
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
     optimiser = build_optimiser(module, objective.rate_factors, objective.betas)
+    best: Best | None = None
+    logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps
     checkpoint = load_checkpoint(directory / "checkpoints")
     first_step = checkpoint.step if checkpoint else 0
@@ -84,6 +87,7 @@ def train(
         objective.load_state(checkpoint.groups["objective"])
         if average:
             average.load(checkpoint.groups["average"])
+        best = best_of_state(checkpoint.groups.get("best", {}))
         sums = {name: x.to(accelerator.device) for name, x in checkpoint.groups["sums"].items()}
         accelerator.print(f"going on from step {first_step}")
     compiled = torch.compile(module) if config.compile else module
@@ -101,6 +105,7 @@ def train(
             "optimiser": optimiser_state(optimiser.optimizer, module),
             "objective": objective.state(),
             "average": average.averages if average else {},
+            "best": best.state() if best else {},
             "sums": sums,
         }
         with refusals_reach_all(accelerator):
@@ -170,7 +175,7 @@ def train(
                 _stop_if_bad(first_bad_step, directory)
                 logged_steps = sums.pop("steps")
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
-                logged: Metrics = dict(zip(sums, means.tolist(), strict=True))
+                logged = dict(zip(sums, means.tolist(), strict=True))
                 sums = {}
                 if accelerator.is_main_process and (warning := since.slow_data()):
                     bar.write(warning)
@@ -182,12 +187,18 @@ def train(
             validates = done % config.validate_every == 0 or last
             if validates:
                 with since.paused():
-                    held_out = _validate(validate, done, module, average)
+                    module.eval()
+                    with torch.no_grad(), average.swapped_in() if average else nullcontext():
+                        held_out = validate(done)
+                        if objective.validated_by:
+                            best = better(best, done, held_out[objective.validated_by], module)
                     report(done, "validation", held_out)
                     if accelerator.is_main_process:
                         bar.write(
                             f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
                         )
+                        if best and (warning := overfitting(best, done, held_out, logged, objective.validated_by)):
+                            bar.write(warning)
             if done % config.save_every == 0 or last:
                 with since.paused():
                     save(done)
@@ -206,19 +217,15 @@ def train(
                     save(done)
                 raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
 
-    # Export the weights that later stages load.
-    with average.swapped_in() if average else nullcontext(), refusals_reach_all(accelerator):
-        if accelerator.is_main_process:
-            export_model(directory, module.state_dict(), {**description, "step": config.total_steps})
-
-
-def _validate(
-    validate: Callable[[int], Metrics], step: int, module: torch.nn.Module, average: WeightAverage | None
-) -> Metrics:
-    """Metrics of the weights to export, averaged if the configuration asks for it."""
+    # Export the weights that later stages load: those of the best validation, if there is a metric that decides.
     module.eval()
-    with torch.no_grad(), average.swapped_in() if average else nullcontext():
-        return validate(step)
+    averaged = average.swapped_in() if average else nullcontext()
+    with best.swapped_in(module) if best else averaged:
+        steps = {"step": config.total_steps, "exported_step": best.step if best else config.total_steps}
+        description = {**describe(), **steps}
+        with refusals_reach_all(accelerator):
+            if accelerator.is_main_process:
+                export_model(directory, module.state_dict(), description)
 
 
 def _global_batches(parts: Iterator[Any], config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Any]]:

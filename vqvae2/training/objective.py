@@ -33,6 +33,7 @@ class Objective(Protocol):
         rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1.
         betas: Adam's betas.
         start_step: step before which `start` is called; None: never.
+        validated_by: the validation metric, lower is better, whose best weights are exported; None: the last weights.
     """
 
     @property
@@ -46,6 +47,9 @@ class Objective(Protocol):
 
     @property
     def start_step(self) -> int | None: ...
+
+    @property
+    def validated_by(self) -> str | None: ...
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
         """Initialize from data, such as codebooks; called before the step `start_step`, unless that is None.
@@ -72,6 +76,7 @@ class WeightsObjective(Generic[M]):
     """Base class of objectives that train all weights at one learning rate and have no other state."""
 
     betas = DEFAULT_BETAS
+    validated_by: str | None = None
 
     def __init__(self, module: M, batch_size: int, seed: int):
         """Set up for `module` and a global batch of `batch_size` images."""

@@ -1,0 +1,114 @@
+"""Waves of positions that are sampled together.
+
+With a stride S, position (i, j) belongs to wave j + i * S. A position depends only on codes to the left in its own
+row and on codes up to column j + k * S - 1 of the row k above, which all belong to earlier waves. The positions of a
+wave, one in each row in flight, are therefore computed together.
+
+The vertical stack advances by one position in each row and wave. Its kernels read codes to the right of a position,
+so after layer l it is `lag` columns behind the codes: the sum of the kernels' columns to the right up to layer l.
+"""
+
+import torch
+from torch import Tensor
+
+from vqvae2.prior.prior import Prior
+
+
+def num_waves(prior: Prior) -> int:
+    """Number of waves until all codes of a grid are sampled."""
+    return prior.grid.width + (prior.grid.height - 1) * prior.stride()
+
+
+class Wavefront:
+    """The positions of the current wave.
+
+    `update` computes them from the number of the wave in a tensor, so that a CUDA graph can capture it.
+
+    Attributes:
+        num_waves: number of waves until all codes are sampled.
+        wave: the current wave, int64 (1,).
+        rows: rows in flight, int64 (F,).
+        columns: the column of each row in flight, int64 (F,). A row stays in flight beyond its last column until the
+            vertical stack has reached it.
+        inside: whether the position is inside the grid, bool (F,).
+        positions: index of each position in raster order, int64 (F,); H * W for those outside the grid.
+    """
+
+    def __init__(self, prior: Prior, device: torch.device):
+        self.height, self.width, self.stride = prior.grid.height, prior.grid.width, prior.stride()
+        self.columns_in_flight = self.width + sum(layer.right for layer in prior.layers)
+        self.num_waves = num_waves(prior)
+        self.max_rows = min(self.height, -(-self.columns_in_flight // self.stride))
+        self.wave = torch.zeros(1, dtype=torch.long, device=device)
+        self.offsets = torch.arange(self.max_rows, device=device)
+
+    def begin(self, wave: int) -> None:
+        """Go to a wave; call `update` next."""
+        self.wave.fill_(wave)
+        if not self.wave.is_cuda:  # a CUDA graph has a fixed number of rows, some of them outside the grid
+            first = max(0, (wave - self.columns_in_flight) // self.stride + 1)
+            self.offsets = torch.arange(min(self.height, wave // self.stride + 1) - first)
+
+    def update(self) -> None:
+        """Compute rows, columns and positions of the wave."""
+        first = ((self.wave - self.columns_in_flight) // self.stride + 1).clamp(min=0)
+        self.rows = first + self.offsets
+        self.columns = self.wave - self.rows * self.stride
+        self.inside = self.is_inside(self.rows, self.columns)
+        self.positions = torch.where(self.inside, self.rows * self.width + self.columns, self.height * self.width)
+
+    def is_inside(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether positions are inside the grid."""
+        return (rows >= 0) & (rows < self.height) & (columns >= 0) & (columns < self.width)
+
+    def nearest(self, columns: Tensor) -> Tensor:
+        """Index in raster order of the positions nearest to `columns` (..., F) of the rows in flight."""
+        return self.rows.clamp(max=self.height - 1) * self.width + columns.clamp(0, self.width - 1)
+
+    def num_codes(self, wave: int) -> int:
+        """Number of codes per image in a wave."""
+        first = max(0, (wave - self.width) // self.stride + 1)
+        return min(self.height, wave // self.stride + 1) - first
+
+
+class Ring:
+    """The vectors that L layers wrote in the last waves; reading a position outside the grid gives zeros."""
+
+    def __init__(self, like: Tensor, layers: int, batch: int, waves: int, rows: int, channels: int):
+        self.layers, self.batch, self.waves, self.rows = layers, batch, waves, rows
+        size = waves * rows + 2
+        self.zero, self.unused = size - 2, size - 1  # entries for positions outside the grid: to read, to write
+        self.vectors = like.new_zeros(layers * batch * size, channels)
+        self.offsets = size * torch.arange(layers * batch, device=like.device).view(layers, batch, 1)
+
+    def read(self, waves: Tensor, rows: Tensor, inside: Tensor) -> Tensor:
+        """Read T vectors of each of F positions and concatenate them: (layers, B * F, T * channels).
+
+        Args:
+            waves: the waves in which they were written, (T,) or (layers, 1, T).
+            rows: the rows for which they were written, (F, T).
+            inside: whether they are inside the grid, (layers or 1, F, T).
+        """
+        index = self._index(waves, rows, inside, self.zero)
+        return self.vectors.index_select(0, index).view(self.layers, self.batch * len(rows), -1)
+
+    def write(self, wave: Tensor, rows: Tensor, inside: Tensor, vectors: Tensor) -> None:
+        """Write a vector for each row.
+
+        Args:
+            wave: the current wave, (1,).
+            rows: the rows, (F,).
+            inside: whether the positions are inside the grid, (layers or 1, F); others are not written.
+            vectors: (layers, B * F, channels).
+        """
+        index = self._index(wave, rows[:, None], inside[..., None], self.unused)
+        self.vectors.index_copy_(0, index, vectors.flatten(0, 1))
+
+    def reorder(self, images: Tensor) -> None:
+        """Let image i of the batch continue as a copy of image `images[i]`."""
+        by_image = self.vectors.view(self.layers, self.batch, -1, self.vectors.shape[1])
+        by_image.copy_(by_image[:, images])
+
+    def _index(self, waves: Tensor, rows: Tensor, inside: Tensor, outside: int) -> Tensor:
+        index = torch.where(inside, waves % self.waves * self.rows + rows % self.rows, outside)
+        return (self.offsets + index.flatten(1)[:, None]).flatten()

@@ -1,0 +1,65 @@
+"""The weights of the best validation so far, which are exported at the end of a stage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Best(NamedTuple):
+    """The best validation so far.
+
+    Attributes:
+        step: its step.
+        value: value of the metric that decides; lower is better.
+        weights: weights of the module that were validated, averaged if the configuration asks for it.
+    """
+
+    step: int
+    value: float
+    weights: dict[str, Tensor]
+
+    @contextmanager
+    def swapped_in(self, module: nn.Module) -> Iterator[None]:
+        """Context manager in which the module has the best weights."""
+        held = {name: x.detach().clone() for name, x in module.state_dict().items()}
+        module.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            module.load_state_dict(held)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save in a checkpoint."""
+        numbers = {"step": torch.tensor(self.step), "value": torch.tensor(self.value, dtype=torch.float64)}
+        return {**numbers, **{f"weights.{name}": x for name, x in self.weights.items()}}
+
+
+def best_of_state(state: dict[str, Tensor]) -> Best | None:
+    """What `Best.state` returned, or None if the checkpoint is of an earlier version and has no such state."""
+    if not state:
+        return None
+    weights = {name.removeprefix("weights."): x for name, x in state.items() if name.startswith("weights.")}
+    return Best(int(state["step"]), float(state["value"]), weights)
+
+
+def better(best: Best | None, step: int, value: float, module: nn.Module) -> Best:
+    """The better one of `best` and the present weights of the module, which were validated with `value`."""
+    if best is not None and not value < best.value:
+        return best
+    return Best(step, value, {name: x.detach().clone() for name, x in module.state_dict().items()})
+
+
+def overfitting(
+    best: Best, step: int, held_out: dict[str, float], training: dict[str, float], name: str | None
+) -> str | None:
+    """A message with both losses if the metric `name` falls on training data but no longer on held-out data."""
+    if name is None or name not in training or not training[name] < best.value < held_out[name]:
+        return None
+    return (
+        f"overfitting: {name} is {training[name]:.4g} in training but {held_out[name]:.4g} on held-out images, where "
+        f"{best.value:.4g} at step {best.step} was better: the weights of step {best.step} would be exported; use more "
+        "images, dropout, horizontal_flip with stage2.flipped_copies, or fewer steps"
+    )
