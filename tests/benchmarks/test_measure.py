@@ -39,9 +39,13 @@ def test_priors_are_measured(tmp_path: Path) -> None:
         assert ours["share_of_limit"] == pytest.approx(ours["gflop_per_second"] / limit["gflop_per_second"])
     samples = [x for x in rows if x["what"] == "sample" and "size" in x]
     assert {(x["way"], x["batch_size"]) for x in samples} == {
-        (f"{way}, {level}", n) for way in ("cached", "whole passes") for level in ("top", "bottom") for n in (1, 2, 16)
+        (f"{way}, {level}", n)
+        for way, batches in (("waves", (1, 2, 16, 64)), ("whole passes", (1, 2)))
+        for level in ("top", "bottom")
+        for n in batches
     }
     assert {x["size"] for x in samples} >= {"16x16", "32x32", "64x64", "128x128"}
+    assert all(0 < x["share_of_limit"] < 2 for x in samples[:-4] if "waves" in x)
     for x in samples:
         height, width = map(int, x["size"].split("x"))
         assert x["images_per_hour"] * x["seconds_per_code"] * height * width == pytest.approx(3600 * x["batch_size"])

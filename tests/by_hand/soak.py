@@ -66,7 +66,7 @@ def outcome(directory: Path) -> tuple[bytes, list[dict]]:
 
 
 def soak(
-    finished: Path, config: Path, name: str, kills: int, processes: int, moments: random.Random, folder: Path
+    finished: Path, config: Path, name: str, kills: int, moments: random.Random, folder: Path, processes: int = 1
 ) -> tuple[int, int]:
     """Train a stage repeatedly until it has been killed `kills` times. Returns (kills, compared runs).
 
@@ -75,9 +75,9 @@ def soak(
         config: its configuration file.
         name: name of the stage, a key of STAGES.
         kills: number of kills.
-        processes: number of processes that train together.
         moments: generator of the moments of the kills.
         folder: folder of the runs.
+        processes: number of processes that train together.
     """
     together = None if processes == 1 else processes
     script, flags, directory = flags_of(config, name, folder / "uninterrupted")
@@ -136,7 +136,7 @@ def main() -> None:
     moments = random.Random(options.seed)
     share = -(-options.kills // len(STAGES))
     done = [
-        soak(folder / "finished", config, name, share, options.processes, moments, folder / name) for name in STAGES
+        soak(folder / "finished", config, name, share, moments, folder / name, options.processes) for name in STAGES
     ]
     print(f"{sum(x[0] for x in done)} kills; all {sum(x[1] for x in done)} finished runs equal the uninterrupted ones")
 

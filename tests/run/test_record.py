@@ -70,7 +70,10 @@ def test_absent_fields_are_added_and_present_ones_stay() -> None:
     }
     assert completed(record) == {
         "autoencoder": {"level_dropout": 0.3},
-        "priors": {"top": {"activation_checkpointing": False}, "bottom": {"activation_checkpointing": True}},
+        "priors": {
+            "top": {"activation_checkpointing": False, "right_reach": None},
+            "bottom": {"activation_checkpointing": True, "right_reach": None},
+        },
     }
     assert record["priors"]["top"] == {}
 

@@ -24,6 +24,7 @@ from vqvae2.training.optimiser import build_optimiser, set_rate
 CLASSES = 10
 PRODUCT_SIDE = 4096  # side of the square matrices whose product is the limit
 SAMPLING_BATCHES = (1, 2, 16, 64)
+WHOLE_PASS_BATCHES = (1, 2)
 SCALING_GRIDS = (16, 32, 64, 128)
 
 
@@ -140,7 +141,7 @@ def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
 def _sampling_rows(
     prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, product: Callable[[], None] | None
 ) -> list[Row]:
-    """Time the sampling of all codes of a level; with `product`, also a pass over the whole grid, once per code."""
+    """Time the sampling of all codes of a level; with `product`, also whole passes, one per code."""
     device = accelerator.device
     height, width = prior.grid.height, prior.grid.width
     coarser = _random_codes(prior.coarser, batch, device) or None
@@ -169,10 +170,11 @@ def _sampling_rows(
         }
     ]
     if product is not None:
-        seconds |= seconds_per_call({"whole passes": whole, "product": product}, device, repetitions)
-        limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
+        limit = 2 * PRODUCT_SIDE**3 / seconds_per_call({"product": product}, device, repetitions)["product"]
         rate = _flops_per_code(prior, front, batch, coarser, labels) * height * width * batch / seconds["waves"]
         rows[0] |= {"gflop_per_second": rate / 1e9, "share_of_limit": rate / limit}
+    if product is not None and batch in WHOLE_PASS_BATCHES:
+        seconds = seconds_per_call({"whole passes": whole}, device, repetitions)
         rows.append(
             {
                 **shared,
