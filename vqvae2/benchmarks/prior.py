@@ -25,6 +25,7 @@ CLASSES = 10
 PRODUCT_SIDE = 4096  # side of the square matrices whose product is the limit
 SAMPLING_BATCHES = (1, 2, 16, 64)
 WHOLE_PASS_BATCHES = (1, 2)
+WHOLE_GRIDS = 2  # at most; sampling all codes takes long enough to be measured without repetition
 SCALING_GRIDS = (16, 32, 64, 128)
 
 
@@ -68,9 +69,10 @@ def measure_sample(config: Config, repetitions: int) -> list[Row]:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     rows: list[Row] = []
     priors = [new_prior(config, name).to(accelerator.device, dtype).eval() for name in config.priors]
-    product = _matrix_product(accelerator)
+    product = seconds_per_call({"product": _matrix_product(accelerator)}, accelerator.device, repetitions)
+    limit = 2 * PRODUCT_SIDE**3 / product["product"]
     for batch in SAMPLING_BATCHES:
-        of_levels = [row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, product)]
+        of_levels = [row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, limit)]
         rows += of_levels + _together(of_levels)
     finest = config.autoencoder.levels[-1].name
     for side in SCALING_GRIDS:
@@ -139,9 +141,9 @@ def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
 
 
 def _sampling_rows(
-    prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, product: Callable[[], None] | None
+    prior: Prior, batch: int, accelerator: Accelerator, repetitions: int, limit: float | None
 ) -> list[Row]:
-    """Time the sampling of all codes of a level; with `product`, also whole passes, one per code."""
+    """Time the sampling of all codes of a level; with `limit` (FLOP per second), also whole passes, one per code."""
     device = accelerator.device
     height, width = prior.grid.height, prior.grid.width
     coarser = _random_codes(prior.coarser, batch, device) or None
@@ -156,7 +158,7 @@ def _sampling_rows(
     def whole() -> None:
         sample_categorical(prior(codes, coarser, labels)[:, :, height // 2, width // 2], uniforms[:, 0])
 
-    seconds = seconds_per_call({"waves": waves}, device, repetitions, warm_up_calls=0)
+    seconds = seconds_per_call({"waves": waves}, device, min(repetitions, WHOLE_GRIDS), warm_up_calls=0)
     shared = conditions("sample", (height, width), batch, str(next(prior.parameters()).dtype)[6:], device)
     front = Wavefront(prior, device)
     rows: list[Row] = [
@@ -169,11 +171,10 @@ def _sampling_rows(
             "images_per_hour": 3600 * batch / seconds["waves"],
         }
     ]
-    if product is not None:
-        limit = 2 * PRODUCT_SIDE**3 / seconds_per_call({"product": product}, device, repetitions)["product"]
+    if limit is not None:
         rate = _flops_per_code(prior, front, batch, coarser, labels) * height * width * batch / seconds["waves"]
         rows[0] |= {"gflop_per_second": rate / 1e9, "share_of_limit": rate / limit}
-    if product is not None and batch in WHOLE_PASS_BATCHES:
+    if limit is not None and batch in WHOLE_PASS_BATCHES:
         seconds = seconds_per_call({"whole passes": whole}, device, repetitions)
         rows.append(
             {
