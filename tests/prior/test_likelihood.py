@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.prior.priors import tiny_prior
+from tests.prior.priors import some_codes, tiny_prior
 from vqvae2.autoencoder.likelihood import pixel_nats
 from vqvae2.codes.format import Codes
-from vqvae2.prior.likelihood import nats_per_code
+from vqvae2.prior.likelihood import code_nll, nats_per_code
 
 
 @pytest.mark.parametrize("variance", [1e-4, 0.01, 1.0])
@@ -57,3 +57,16 @@ def test_nats_per_code_by_enumeration():
     some = [3, 50, 80, 7, 7]
     mean = sum(nats[i] for i in some) / len(some) / 4
     assert nats_per_code(prior, store, some, 2, accelerator) == pytest.approx(mean, rel=1e-9)
+
+
+def test_likelihood_is_given_labels_and_coarser_codes() -> None:
+    """The NLL of each code is the negative logarithm of its probability under the prior with its image's label."""
+    prior = tiny_prior((2, 4), coarser=(2,), classes=3)
+    own, coarser, _ = some_codes(prior, batch=3)
+    assert coarser is not None
+    labels = torch.tensor([0, 1, -1])
+    with torch.no_grad():
+        nll = code_nll(prior, prior, {"own": own, **coarser}, labels)
+        for given, same in ((labels, True), (None, False), (labels.flip(0), False)):
+            logits = prior(own, coarser, given)
+            assert torch.allclose(nll, -logits.log_softmax(1).gather(1, own[:, None])[:, 0]) == same
