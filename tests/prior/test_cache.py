@@ -45,8 +45,9 @@ def written(cache: Cache, codes: torch.Tensor) -> torch.Tensor:
     for wave in range(front.num_waves):
         front.begin(wave)
         front.update()
-        assert int(front.inside.sum()) == front.num_codes(wave)
-        logits[:, front.positions] = cache.logits()
+        assert int(front.inside.sum()) == front.codes_in(wave)
+        if front.num_codes > 0:
+            logits[:, front.positions] = cache.logits()
         cache.write(given[:, front.positions])
     return logits[:, :-1].transpose(1, 2).unflatten(2, codes.shape[1:])
 

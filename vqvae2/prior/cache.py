@@ -1,7 +1,8 @@
 """Cached activations of a prior, with which every value is computed only once during sampling.
 
 Products with inputs of earlier waves are computed for all layers at once, before the loops over the layers. C is
-`hidden_channels`, R is `residual_channels`, L is a number of layers and F the number of rows in flight.
+`hidden_channels`, R is `residual_channels`, L is a number of layers, F the number of rows in flight and N the number of
+those in which a code is sampled.
 """
 
 from itertools import accumulate, groupby
@@ -48,21 +49,29 @@ class Cache:
         return Ring(self.position_embedding, layers, self.batch, waves, rows, channels)
 
     def logits(self) -> Tensor:
-        """Logits (B, F, K) of the codes of the wave."""
-        horizontal = self.embedded_positions(lag=0)  # (B * F, C)
+        """Logits (B, N, K) of the codes of the wave."""
+        horizontal = self.embedded_positions(self.front.code_rows, self.front.code_columns)  # (B * N, C)
         added = self.horizontal.begin()
         seen = self.attention.seen()
         for i in range(len(added)):
-            horizontal = self.horizontal.step(i, horizontal, added[i])  # (B * F, C)
-            horizontal = self.attention.step(i, horizontal, seen)  # (B * F, C)
-        return rearrange(self.prior.logits(horizontal), "(b f) k -> b f k", b=self.batch)
+            horizontal = self.horizontal.step(i, horizontal, added[i])  # (B * N, C)
+            horizontal = self.attention.step(i, horizontal, seen)  # (B * N, C)
+        return rearrange(self.prior.logits(horizontal), "(b n) k -> b n k", b=self.batch)
 
     def write(self, codes: Tensor) -> None:
-        """Store the codes (B, F) chosen from the last `logits`, and advance the vertical stack as far as they allow."""
+        """Store the codes chosen from the last `logits`, and advance the vertical stack as far as they allow.
+
+        Args:
+            codes: (B, N); with N = 0, after no `logits`, only the vertical stack advances.
+        """
+        front = self.front
+        if front.num_codes > 0:
+            embedded = self.prior.embedding(codes).flatten(0, 1)  # (B * N, C)
+            self.horizontal.write(embedded)
+            self.attention.write(embedded)
+        codes = F.pad(codes, (len(front.rows) - front.num_codes, 0))  # (B, F); the first rows are past their last code
         embedded = self.prior.embedding(codes).flatten(0, 1)  # (B * F, C)
-        self.horizontal.write(embedded)
-        self.attention.write(embedded)
-        vertical = self.embedded_positions(lag=self.vertical[0].right)  # (B * F, C)
+        vertical = self.embedded_positions(front.rows, front.columns - self.vertical[0].right)  # (B * F, C)
         values: list[Tensor] = []
         for part in self.vertical:
             vertical = part.advance(vertical, embedded, values)  # (B * F, C)
@@ -75,9 +84,9 @@ class Cache:
             part.reorder(images)
         self.attention.reorder(images)
 
-    def embedded_positions(self, lag: int) -> Tensor:
-        """Position embedding of the positions `lag` columns to the left of those of the wave, (B * F, C)."""
-        return self.position_embedding[self.front.nearest(self.front.columns - lag)].repeat(self.batch, 1)
+    def embedded_positions(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Position embedding at `rows` (F,) and `columns` (F,) for each image, (B * F, C)."""
+        return self.position_embedding[self.front.nearest(rows, columns)].repeat(self.batch, 1)
 
 
 class HorizontalStack:
@@ -93,34 +102,34 @@ class HorizontalStack:
         self.down_bias = torch.stack([layer.downwards.bias for layer in layers])[:, None, None]  # (L, 1, 1, 2R)
         bias = torch.stack([cast(Tensor, layer.horizontal_in.bias) for layer in layers])  # (L, 2R)
         self.condition = Condition(layers, 1, bias, condition, cache)
-        self.kernel = by_rows(torch.cat([down, left, *self.condition.kernels], dim=1))
+        self.kernel = torch.cat([down, left, *self.condition.kernels], dim=1)
         self.lags = torch.tensor(lags, device=bias.device)[:, None]  # (L, 1)
         self.inputs = cache.ring(len(layers), reach + 1, channels)
         self.above = cache.ring(len(layers), self.front.stride + 1, bias.shape[1])
         self.to_the_left = torch.arange(reach, 0, -1, device=bias.device)
 
     def begin(self) -> Tensor:
-        """Terms of each layer from above, from the left and from the condition, (L, B * F, 2R)."""
+        """Terms of each layer from above, from the left and from the condition, (L, B * N, 2R)."""
         front, left = self.front, self.to_the_left
-        rows, columns = front.rows[:, None], front.columns[:, None]
-        is_above = front.is_inside(rows - 1, columns)  # (F, 1)
+        rows, columns = front.code_rows[:, None], front.code_columns[:, None]
+        is_above = front.is_inside(rows - 1, columns)  # (N, 1)
         above = self.above.read((front.wave - front.stride + self.lags)[:, :, None], rows - 1, is_above[None])
         known = self.inputs.read(front.wave - left, rows, front.is_inside(rows, columns - left)[None])
-        bias = self.condition.bias + self.down_bias * is_above  # (L, B or 1, F, 2R)
+        bias = self.condition.bias + self.down_bias * is_above  # (L, B or 1, N, 2R)
         self.sources: list[Tensor] = []
-        inputs = torch.cat([above, known, *self.condition.at(front.columns[None])], dim=2)
+        inputs = torch.cat([above, known, *self.condition.at(front.code_rows, front.code_columns[None])], dim=2)
         return torch.baddbmm(bias.expand(-1, self.batch, -1, -1).flatten(1, 2), inputs, self.kernel)
 
     def step(self, i: int, horizontal: Tensor, added: Tensor) -> Tensor:
-        """The horizontal stack (B * F, C) after layer i."""
+        """The horizontal stack (B * N, C) after layer i."""
         horizontal, source = self.layers[i].horizontal_step(horizontal, added, self.here[i])
         self.sources.append(source)
         return horizontal
 
     def write(self, embedded: Tensor) -> None:
-        """Store the inputs of the kernels; that of the first layer is the embedded codes (B * F, C)."""
+        """Store the inputs of the kernels; that of the first layer is the embedded codes (B * N, C)."""
         front = self.front
-        self.inputs.write(front.wave, front.rows, front.inside[None], torch.stack([embedded, *self.sources[1:]]))
+        self.inputs.write(front.wave, front.code_rows, front.inside[None], torch.stack([embedded, *self.sources[1:]]))
 
     def write_above(self, values: Tensor) -> None:
         """Store what the next row receives: the vertical stack before its gates, (L, B * F, 2R)."""
@@ -141,7 +150,7 @@ class VerticalStack:
         kernels = torch.stack([layer.vertical_kernel() for layer in layers])  # (L, (T + 1) * C, 2R), T positions known
         bias = torch.stack([cast(Tensor, layer.vertical_in.bias) for layer in layers])  # (L, 2R)
         self.condition = Condition(layers, 0, bias, condition, cache)
-        self.kernel = by_rows(torch.cat([kernels[:, :-channels], *self.condition.kernels], dim=1))
+        self.kernel = torch.cat([kernels[:, :-channels], *self.condition.kernels], dim=1)
         self.newest = kernels[:, -channels:].contiguous()
         taps = [(up, x) for up in reversed(range(layers[0].extent)) for x in range(-reach, self.right + 1)][:-1]
         self.up, self.to_the_right = torch.tensor(taps, device=bias.device).unbind(1)  # (T,) each
@@ -168,7 +177,7 @@ class VerticalStack:
         inside = front.is_inside(rows - self.up, columns[..., None] + self.to_the_right)  # (L, F, T)
         known = self.inputs.read(front.wave - self.ago, rows - self.up, inside)  # (L, B * F, T * C)
         bias = self.condition.bias.expand(-1, self.batch, len(rows), -1).flatten(1, 2)  # (L, B * F, 2R)
-        inputs = torch.cat([known, *self.condition.at(columns)], dim=2)
+        inputs = torch.cat([known, *self.condition.at(front.rows, columns)], dim=2)
         added = torch.baddbmm(bias, inputs, self.kernel)  # (L, B * F, 2R)
         if self.stack is not None:
             delayed = self.stack.read(front.wave - self.right, rows, front.is_inside(rows[:, 0], columns)[..., None])
@@ -223,9 +232,9 @@ class Condition:
             else:
                 self.kernels, self.maps = [kernels], [condition.flatten(1, 2).contiguous()]
 
-    def at(self, columns: Tensor) -> list[Tensor]:
-        """Inputs of `kernels` at `columns` (L or 1, F) of the rows in flight, (L, B * F, C) each."""
-        here = [x[:, self.front.nearest(columns)].transpose(0, 1).flatten(1, 2) for x in self.maps]
+    def at(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        """Inputs of `kernels` at `rows` (F,) and `columns` (L or 1, F), (L, B * F, C) each."""
+        here = [x[:, self.front.nearest(rows, columns)].transpose(0, 1).flatten(1, 2) for x in self.maps]
         return [x.expand(len(self.bias), -1, -1) for x in here]
 
     def reorder(self, images: Tensor) -> None:
@@ -233,11 +242,6 @@ class Condition:
             x.copy_(x[images])
         if self.bias.shape[1] > 1:
             self.bias.copy_(self.bias[:, images])
-
-
-def by_rows(kernels: Tensor) -> Tensor:
-    """The same matrices (L, in, out), stored so that `in` is the contiguous dimension: products on CPUs are faster."""
-    return kernels.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class AttentionKeys:
@@ -253,23 +257,23 @@ class AttentionKeys:
         self.waves = positions % front.width + self.rows * front.stride  # (N,)
 
     def seen(self) -> Tensor | None:
-        """Keys that each of the wave's positions attends to, bool (F, keys), with the learned key first."""
+        """Keys that each of the wave's positions attends to, bool (N, keys), with the learned key first."""
         if not self.layers:
             return None
         known = len(self.rows)
         if not self.rows.is_cuda:  # a CUDA graph has a fixed number of keys and masks the later ones
-            known = min(known, (int(self.front.rows[-1]) + 1) * self.front.width)
-        seen = (self.waves[:known] < self.front.wave) & (self.rows[:known] <= self.front.rows[:, None])
+            known = min(known, (int(self.front.code_rows[-1]) + 1) * self.front.width)
+        seen = (self.waves[:known] < self.front.wave) & (self.rows[:known] <= self.front.code_rows[:, None])
         return F.pad(seen, (1, 0), value=True)
 
     def step(self, i: int, horizontal: Tensor, seen: Tensor | None) -> Tensor:
-        """Add the attention after gated layer i, if there is any, to the horizontal stack (B * F, C)."""
+        """Add the attention after gated layer i, if there is any, to the horizontal stack (B * N, C)."""
         if i in self.layers and seen is not None:
             horizontal, self.normed[i] = self.layers[i].step(self.keys_values[i], horizontal, seen)
         return horizontal
 
     def write(self, embedded: Tensor) -> None:
-        """Store the keys and values of the wave's positions, whose embedded codes (B * F, C) are now known."""
+        """Store the keys and values of the wave's positions, whose embedded codes (B * N, C) are now known."""
         for i, layer in self.layers.items():
             layer.write(self.keys_values[i], self.front.positions + 1, embedded, self.normed[i])
 

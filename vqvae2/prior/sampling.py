@@ -134,16 +134,17 @@ def sample_codes(
 
     def sample_wave() -> None:
         front.update()
-        logits = [cache.logits().to(uniforms.dtype) for cache in caches]  # (B, F, K) each
-        mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
-        given = codes[:, front.positions]  # (B, F)
-        if particles is not None:
-            log_probabilities = (mixed / controls.temperature).log_softmax(2).gather(2, given[..., None])[..., 0]
-            particles.weigh(torch.where(is_kept[front.positions], log_probabilities, 0.0).sum(1))
-        restricted = restrict(mixed.flatten(0, 1), controls)
-        sampled = sample_categorical(restricted, uniforms[:, front.positions].flatten()).view(batch, -1)  # (B, F)
-        chosen = torch.where(is_kept[front.positions], given, sampled)
-        codes.index_copy_(1, front.positions, chosen)
+        chosen = codes[:, front.positions]  # (B, N)
+        if front.num_codes > 0:
+            logits = [cache.logits().to(uniforms.dtype) for cache in caches]  # (B, N, K) each
+            mixed = logits[0] if len(logits) == 1 else logits[1].lerp(logits[0], controls.guidance)
+            if particles is not None:
+                log_probabilities = (mixed / controls.temperature).log_softmax(2).gather(2, chosen[..., None])[..., 0]
+                particles.weigh(torch.where(is_kept[front.positions], log_probabilities, 0.0).sum(1))
+            restricted = restrict(mixed.flatten(0, 1), controls)
+            sampled = sample_categorical(restricted, uniforms[:, front.positions].flatten()).view(batch, -1)  # (B, N)
+            chosen = torch.where(is_kept[front.positions], chosen, sampled)
+            codes.index_copy_(1, front.positions, chosen)
         for cache in caches:
             cache.write(chosen)
         front.wave += 1
@@ -162,7 +163,7 @@ def sample_codes(
             codes.copy_(codes[rows])
             for cache in caches:
                 cache.reorder(rows)
-        progress(front.num_codes(wave))
+        progress(front.codes_in(wave))
     return codes[:, :-outside].view(batch, height, width)
 
 

@@ -22,16 +22,18 @@ def num_waves(prior: Prior) -> int:
 class Wavefront:
     """The positions of the current wave.
 
-    `update` computes them from the number of the wave in a tensor, so that a CUDA graph can capture it.
+    `update` computes them from the number of the wave in a tensor, so that a CUDA graph can capture it. A row stays in
+    flight beyond its last column until the vertical stack has reached it.
 
     Attributes:
         num_waves: number of waves until all codes are sampled.
         wave: the current wave, int64 (1,).
         rows: rows in flight, int64 (F,).
-        columns: the column of each row in flight, int64 (F,). A row stays in flight beyond its last column until the
-            vertical stack has reached it.
-        inside: whether the position is inside the grid, bool (F,).
-        positions: index of each position in raster order, int64 (F,); H * W for those outside the grid.
+        columns: the column of each row in flight, int64 (F,).
+        code_rows: the last N rows in flight, in which a code is sampled, int64 (N,).
+        code_columns: their columns, int64 (N,).
+        inside: whether these positions are inside the grid, bool (N,).
+        positions: index of these positions in raster order, int64 (N,); H * W for those outside the grid.
     """
 
     def __init__(self, prior: Prior, device: torch.device):
@@ -41,6 +43,7 @@ class Wavefront:
         self.max_rows = min(self.height, -(-self.columns_in_flight // self.stride))
         self.wave = torch.zeros(1, dtype=torch.long, device=device)
         self.offsets = torch.arange(self.max_rows, device=device)
+        self.num_codes = self.max_rows
 
     def begin(self, wave: int) -> None:
         """Go to a wave; call `update` next."""
@@ -48,27 +51,31 @@ class Wavefront:
         if not self.wave.is_cuda:  # a CUDA graph has a fixed number of rows, some of them outside the grid
             first = max(0, (wave - self.columns_in_flight) // self.stride + 1)
             self.offsets = torch.arange(min(self.height, wave // self.stride + 1) - first)
+            self.num_codes = self.codes_in(wave)
+
+    def codes_in(self, wave: int) -> int:
+        """Number of codes per image in a wave."""
+        first = max(0, (wave - self.width) // self.stride + 1)
+        return max(0, min(self.height, wave // self.stride + 1) - first)
 
     def update(self) -> None:
         """Compute rows, columns and positions of the wave."""
         first = ((self.wave - self.columns_in_flight) // self.stride + 1).clamp(min=0)
         self.rows = first + self.offsets
         self.columns = self.wave - self.rows * self.stride
-        self.inside = self.is_inside(self.rows, self.columns)
-        self.positions = torch.where(self.inside, self.rows * self.width + self.columns, self.height * self.width)
+        start = len(self.offsets) - self.num_codes
+        self.code_rows, self.code_columns = self.rows[start:], self.columns[start:]
+        self.inside = self.is_inside(self.code_rows, self.code_columns)
+        index = self.code_rows * self.width + self.code_columns
+        self.positions = torch.where(self.inside, index, self.height * self.width)
 
     def is_inside(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Whether positions are inside the grid."""
         return (rows >= 0) & (rows < self.height) & (columns >= 0) & (columns < self.width)
 
-    def nearest(self, columns: Tensor) -> Tensor:
-        """Index in raster order of the positions nearest to `columns` (..., F) of the rows in flight."""
-        return self.rows.clamp(max=self.height - 1) * self.width + columns.clamp(0, self.width - 1)
-
-    def num_codes(self, wave: int) -> int:
-        """Number of codes per image in a wave."""
-        first = max(0, (wave - self.width) // self.stride + 1)
-        return min(self.height, wave // self.stride + 1) - first
+    def nearest(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Index in raster order of the positions of the grid nearest to `rows` (F,) and `columns` (..., F)."""
+        return rows.clamp(max=self.height - 1) * self.width + columns.clamp(0, self.width - 1)
 
 
 class Ring:
