@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
+import psutil
+
 from tests.conftest import call, running, succeed, write_config
 from vqvae2.run.command_line import parse_options, run
 
@@ -102,8 +104,9 @@ def soak(
                 kill = process.poll() is None and main is not None and done < kills
                 if kill:
                     alone = processes > 1 and done % 2 == 0
-                    with suppress(ProcessLookupError):
-                        os.kill(main, signal.SIGKILL) if alone else os.killpg(process.pid, signal.SIGKILL)
+                    for each in [main] if alone else [process.pid, *descendants(process)]:
+                        with suppress(ProcessLookupError):
+                            os.kill(each, signal.SIGKILL)
                     done += 1
                 said = "".join(process.communicate(timeout=240))
                 assert kill or process.returncode == 0, said
@@ -118,12 +121,20 @@ def soak(
 
 
 def trainer(directory: Path, started: Popen) -> int | None:
-    """Id of the main process that has locked the stage, if it belongs to `started` or is that process."""
+    """Id of the main process that has locked the stage, if it is `started` or one of its descendants."""
     try:
         process = json.loads((directory / "lock").read_text())["process"]
-        return process if os.getpgid(process) == started.pid else None
-    except (FileNotFoundError, ValueError, ProcessLookupError):
+    except (FileNotFoundError, ValueError):
         return None
+    return process if process in [started.pid, *descendants(started)] else None
+
+
+def descendants(started: Popen) -> list[int]:
+    """Ids of all processes below `started`; a launcher starts its processes in sessions of their own."""
+    try:
+        return [x.pid for x in psutil.Process(started.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def main() -> None:
