@@ -75,7 +75,7 @@ def test_attention_sees_every_legal_code_and_no_other(
     assert prior.reach() == (None, None, right_reach)
 
 
-@pytest.mark.parametrize("right_reach", [None, 0, 1, 2, 5])
+@pytest.mark.parametrize("right_reach", [None, 0, 2])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize(("grid", "coarser"), [((6, 6), (2,)), ((4, 7), ()), ((9, 5), ())])
