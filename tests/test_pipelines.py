@@ -118,7 +118,6 @@ def test_sample_begins_from_an_image(tiny_run, tmp_path):
     arguments = ("--run_dir", str(run_dir), "--num_images", "2", "--batch_size", "2")
     for flags, name in (
         (("--complete", str(picture), "--keep", "left"), "complete-cat, asleep"),
-        (("--complete", str(picture), "--keep", "0,0,32,8"), "keep-0-0-32-8"),
         (("--resample", "bottom", "--image", str(picture)), "resample-bottom"),
         (("--complete", str(picture), "--keep", str(mask)), "keep-mask-"),
         (("--complete", str(picture), "--keep", str(mask), "--particles", "3"), "_particles3_"),
@@ -163,7 +162,7 @@ def losses_and_codebooks(folder: Path, processes: int | None):
     return found
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [4])
 def test_several_processes_train_as_one(stage1_of_one_process, tmp_path, processes):
     """Several processes give the losses and codebooks of one process, 1 and 20 updates after k-means initialization."""
     several = losses_and_codebooks(tmp_path, processes)

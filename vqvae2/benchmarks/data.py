@@ -17,7 +17,7 @@ from vqvae2.images.decode import read_image
 
 PHOTOGRAPHS = {"256x256 JPEG": (256, 256), "3-megapixel JPEG": (2048, 1536)}  # (width, height)
 QUALITY = 85
-FILES = 32  # read in each call
+FILES = 12  # read in each call
 RECORDS = 4000
 WRITTEN_AT_A_TIME = 100
 CPU = torch.device("cpu")
