@@ -24,7 +24,7 @@ def pixel_variance(
 
     Args:
         autoencoder: the model in eval mode, not wrapped by the accelerator.
-        images: the training images; evenly spaced ones are used.
+        images: the training images; at most VARIANCE_IMAGES of them are used, the same random ones each time.
         batch_size: images per process at a time.
         workers: processes that load images.
         accelerator: provides autocast and reduction over processes.

@@ -59,7 +59,7 @@ class CausalAttention(nn.Module):
         The first ones are those of the learned vector, the last ones are never attended to.
         """
         weight = self.query.weight
-        # at least float32: on a CPU, bf16 attention with few queries takes five times as long
+        # at least float32: on a CPU, bf16 attention with few queries is slower
         dtype = torch.promote_types(weight.dtype, torch.float32)
         shape = (2, batch, self.heads, num_positions + 2, len(weight) // self.heads)
         keys_values = weight.new_zeros(shape, dtype=dtype)
