@@ -171,7 +171,7 @@ def write_samples(
                     os.replace(beside, paths[i])
             if reason := requests.reason():
                 raise StoppedError(f"{directory}: stopped by {reason}; finished batches are saved")
-    if survived:
+    if survived and state.is_main_process:
         share = sum(survived) / len(survived)
         print(f"{share:.0%} of the {particles} first particles of an image have descendants (mean of {len(survived)})")
 

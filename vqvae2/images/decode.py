@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -47,17 +49,35 @@ def read_image(
         UserError: the file is missing, cannot be decoded, or has so many pixels that Pillow treats it as a
             decompression bomb.
     """
+    with decoding(path):
+        try:
+            with Image.open(path) as image:
+                draft(image, height_width, crop)
+                return to_tensor(image, height_width, channels, background, crop)
+        except OSError:  # some JPEGs can only be decoded at full size
+            with Image.open(path) as image:
+                return to_tensor(image, height_width, channels, background, crop)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, rotated by its EXIF tag.
+
+    Raises:
+        UserError: as for `read_image`.
+    """
+    with decoding(path), Image.open(path) as image:
+        width, height = ImageOps.exif_transpose(image).size
+        return height, width
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Context manager in which warnings about a file are ignored and errors become a UserError that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged EXIF data, for example, would warn at each read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                with Image.open(path) as image:
-                    draft(image, height_width, crop)
-                    return to_tensor(image, height_width, channels, background, crop)
-            except OSError:  # some JPEGs can only be decoded at full size
-                with Image.open(path) as image:
-                    return to_tensor(image, height_width, channels, background, crop)
+            yield
     except Exception as error:  # decoders raise many types of exceptions on corrupt data
         raise UserError(f"{path}: cannot be read as an image ({error}): repair the file or remove it") from error
 

@@ -1,15 +1,13 @@
 """Masks of the part of an image that is kept, and filling of the rest."""
 
-import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.images.decode import EXTENSIONS, read_image
+from vqvae2.images.decode import EXTENSIONS, read_image, upright_size
 
 KEPT_FROM = 250  # pixel values from here to 255 are white; smoothed edges of a mask belong to the hole
 
@@ -31,23 +29,11 @@ def read_mask(path: Path, picture: Path, height_width: tuple[int, int]) -> Tenso
         UserError: a file cannot be read, or the mask has another size.
     """
     pixels = read_image(path, height_width, channels=1, background=(0, 0, 0))
-    size, allowed = _upright_size(path), {_upright_size(picture), height_width}
+    size, allowed = upright_size(path), {upright_size(picture), height_width}
     if size not in allowed:
         sizes = " or ".join(f"{width}x{height}" for height, width in sorted(allowed))
         raise UserError(f"{path}: {size[1]}x{size[0]} is not valid: use a mask of {sizes} pixels")
     return pixels[0] >= KEPT_FROM
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, rotated by its EXIF tag."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = ImageOps.exif_transpose(image).size
-    except Exception as error:  # decoders raise many types of exceptions on corrupt data
-        raise UserError(f"{path}: cannot be read as an image ({error}): repair the file or use another") from error
-    return height, width
 
 
 def fill(images: Tensor, known: Tensor) -> Tensor:

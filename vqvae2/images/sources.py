@@ -34,6 +34,14 @@ class Loader(Protocol):
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor: ...
 
 
+class LabelledImages(Protocol):
+    """A data set of pairs of a Pillow image and a label, such as torchvision's."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...
+
+
 @dataclass(frozen=True)
 class DrawnShapes:
     """Renders an image of the built-in data set of shapes."""
@@ -65,7 +73,7 @@ class DatasetItems:
     """Loads an image of a torchvision data set."""
 
     config: ImagesConfig
-    dataset: torchvision.datasets.VisionDataset
+    dataset: LabelledImages
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         image, config = self.dataset[index][0], self.config
@@ -73,16 +81,18 @@ class DatasetItems:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Loads an image from an array of grayscale images, uint8 (N, height, width)."""
+class IdxDataset:
+    """Grayscale images, uint8 (N, height, width), and labels, with items as those of a torchvision data set."""
 
-    config: ImagesConfig
     pixels: np.ndarray
+    targets: list[int]
+    classes: list[str]
 
-    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
-        config = self.config
-        image = Image.fromarray(self.pixels[index])
-        return to_tensor(image, config.height_width, config.channels, tuple(config.background), crop)
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[index]), self.targets[index]
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,8 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
     if not inspect.isclass(constructor):
         raise UserError(f"images.source: torchvision.datasets has no {name}: use one of torchvision's data sets")
     if folder := idx_folder(name, images.root):
-        return Splits(*(_idx(images, name, folder, part) for part in ("train", "validation")))
+        parts = (read_idx(folder, part) for part in ("train", "validation"))
+        return Splits(*(_wrap(images, IdxDataset(*part, class_names(name, part[1]))) for part in parts))
     create: Callable[..., torchvision.datasets.VisionDataset] = constructor
     accepted = inspect.signature(create).parameters
     common = {"root": images.root or "data", "download": True}
@@ -207,13 +218,7 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
         raise UserError(f"torchvision's {name} cannot be opened{where}: {error}") from error
 
 
-def _idx(images: ImagesConfig, name: str, folder: Path, part: str) -> ImageSet:
-    pixels, labels = read_idx(folder, part)
-    names = [f"{i:06d}" for i in range(len(labels))]
-    return ImageSet(class_names(name, labels), labels, names, Pixels(images, pixels))
-
-
-def _wrap(images: ImagesConfig, dataset: torchvision.datasets.VisionDataset) -> ImageSet:
+def _wrap(images: ImagesConfig, dataset: LabelledImages) -> ImageSet:
     targets = getattr(dataset, "targets", None)
     labels = [int(x) for x in (targets if targets is not None else (dataset[i][1] for i in range(len(dataset))))]
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]

@@ -49,13 +49,16 @@ class Wavefront:
         """Go to a wave; call `update` next."""
         self.wave.fill_(wave)
         if not self.wave.is_cuda:  # a CUDA graph has a fixed number of rows, some of them outside the grid
-            first = max(0, (wave - self.columns_in_flight) // self.stride + 1)
-            self.offsets = torch.arange(min(self.height, wave // self.stride + 1) - first)
+            self.offsets = torch.arange(self._rows_with(self.columns_in_flight, wave))
             self.num_codes = self.codes_in(wave)
 
     def codes_in(self, wave: int) -> int:
         """Number of codes per image in a wave."""
-        first = max(0, (wave - self.width) // self.stride + 1)
+        return self._rows_with(self.width, wave)
+
+    def _rows_with(self, columns: int, wave: int) -> int:
+        """Number of rows of the grid whose column in a wave is from 0 to `columns` - 1."""
+        first = max(0, (wave - columns) // self.stride + 1)
         return max(0, min(self.height, wave // self.stride + 1) - first)
 
     def update(self) -> None:
