@@ -51,7 +51,8 @@ class Speedrun:
         self.prior = build_prior(self.prior_config, trained.grids, level, len(trained.classes), config.seed)
         self.prior.to(self.accelerator.device)
         self.objective = PriorObjective(self.prior, self.train.batch_size, config.seed)
-        self.optimiser = build_optimiser(self.prior, self.objective.rate_factors, self.objective.betas)
+        matrices = self.objective.matrices if self.train.optimizer == "muon" else ()
+        self.optimiser = build_optimiser(self.prior, self.objective.rate_factors, self.objective.betas, matrices)
         decay = self.train.weight_average_decay
         self.average = WeightAverage(self.prior, decay) if decay else None
         order = StepOrder(len(self.codes), self.train.batch_size, config.seed, 0)

@@ -32,6 +32,7 @@ BATCH = 8
 SETTINGS = {
     "batch_size": BATCH,
     "total_steps": 6,
+    "optimizer": "muon",
     "learning_rate": 1e-2,
     "warmup_steps": 2,
     "mixed_precision": "no",

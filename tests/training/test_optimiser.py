@@ -1,10 +1,11 @@
-"""The optimizer: Adam's state as tensors, skipped steps and learning rate factors."""
+"""The optimizer: its state as tensors, skipped steps, learning rate factors, and Muon for matrices."""
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from vqvae2.training.muon import orthogonalise
 from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate, skip_where
 
 
@@ -24,15 +25,16 @@ def steps(module: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> 
         optimiser.zero_grad()
 
 
+@pytest.mark.parametrize("muon", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
+def test_loaded_state_goes_on_bit_for_bit(channels_last: bool, muon: bool) -> None:
     """Steps after a round trip through safetensors equal those without interruption, bit for bit."""
     straight, resumed = a_module(channels_last), a_module(channels_last)
-    optimiser = build_optimiser(straight, {})
+    optimiser, second = (build_optimiser(x, {}, matrices=[x[0].weight] if muon else []) for x in (straight, resumed))
     steps(straight, optimiser, range(3))
     saved = load(save({name: x.contiguous() for name, x in optimiser_state(optimiser, straight).items()}))
+    assert ("0.weight.momentum" in saved) == muon
     resumed.load_state_dict({name: x.clone() for name, x in straight.state_dict().items()})
-    second = build_optimiser(resumed, {})
     load_optimiser_state(second, resumed, saved)
     steps(straight, optimiser, range(3, 6))
     steps(resumed, second, range(3, 6))
@@ -42,18 +44,50 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool) -> None:
     assert all(torch.equal(x, again[name]) for name, x in optimiser_state(optimiser, straight).items())
 
 
-def test_a_fused_step_leaves_itself_out() -> None:
-    """A fused step is skipped where `found_inf` is 1; PyTorch's fused optimizers read this undocumented attribute."""
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_step_is_skipped(muon: bool) -> None:
+    """A step is skipped where `found_inf` is 1, even with NaN gradients; the attribute is undocumented."""
     module = a_module(channels_last=False)
-    optimiser = build_optimiser(module, {})
+    optimiser = build_optimiser(module, {}, matrices=[module[0].weight] if muon else [])
     set_rate(optimiser, 1e-3)
-    before = [p.detach().clone() for p in module.parameters()]
-    skip_where(optimiser, torch.tensor(True))
     steps(module, optimiser, range(1))
+    before = [p.detach().clone() for p in module.parameters()]
+    state = {name: x.clone() for name, x in optimiser_state(optimiser, module).items()}
+    (module(torch.full((2, 3, 6, 7), torch.nan)).sum()).backward()
+    skip_where(optimiser, torch.tensor(True))
+    optimiser.step()
+    optimiser.zero_grad()
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+    assert all(torch.equal(x, state[name]) for name, x in optimiser_state(optimiser, module).items())
     skip_where(optimiser, torch.tensor(False))
     steps(module, optimiser, range(1, 2))
     assert not torch.equal(module[0].weight, before[0])
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (12, 12)])
+def test_orthogonalised_matrices_have_equal_singular_values(shape: tuple[int, int]) -> None:
+    """Singular values are about 1, singular vectors and the order of the matrices stay."""
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(3, n, min(shape)))[0] for n in shape)
+    values = torch.linspace(1, 5, min(shape))
+    result = orthogonalise(left * values @ right.mT).float()
+    aligned = left.mT @ result @ right
+    assert aligned.diagonal(dim1=1, dim2=2).sub(1).abs().max() < 0.35
+    assert (aligned - torch.diag_embed(aligned.diagonal(dim1=1, dim2=2))).abs().max() < 0.05
+
+
+def test_kernels_are_matrices_of_outputs_and_inputs() -> None:
+    """The first update of a kernel is the orthogonal matrix nearest to its gradient, times rate and shape factor."""
+    module = nn.Conv2d(3, 40, (1, 2), bias=False).to(memory_format=torch.channels_last)
+    before = module.weight.detach().clone()
+    optimiser = build_optimiser(module, {}, matrices=[module.weight])
+    set_rate(optimiser, 0.1)
+    module.weight.grad = torch.randn_like(module.weight)
+    left, _, right = torch.linalg.svd(module.weight.grad.flatten(1), full_matrices=False)
+    optimiser.step()
+    moved = (before - module.weight.detach()).flatten(1) / (0.1 * (40 / 6) ** 0.5)
+    assert (moved - left @ right).abs().max() < 0.2
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.97
 
 
 def test_step_follows_adam() -> None:

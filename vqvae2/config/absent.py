@@ -14,6 +14,8 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "autoencoder.level_dropout": 0.0,
     "priors.*.activation_checkpointing": False,
     "priors.*.right_reach": None,
+    "stage1.optimizer": "adam",
+    "priors.*.train.optimizer": "adam",
 }
 
 

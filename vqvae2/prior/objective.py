@@ -17,6 +17,10 @@ class PriorObjective(WeightsObjective[Prior]):
     betas = BETAS
     validated_by = "nats_per_code"
 
+    def __init__(self, module: Prior, batch_size: int, seed: int):
+        super().__init__(module, batch_size, seed)
+        self.matrices = module.matrices()
+
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         labels = self._drop_labels(batch.labels, batch.batch_indices, step)
         nll = code_nll(model, self.module, batch.codes, labels).mean()

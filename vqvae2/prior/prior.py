@@ -2,7 +2,7 @@
 
 from functools import partial
 from operator import call
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -104,6 +104,11 @@ class Prior(nn.Module):
         for branch in [*branches, *(x.out for x in self.attention.values()), *(x.out for x in self.output)]:
             with torch.no_grad():
                 branch.weight.mul_(len(self.layers) ** -0.5)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Weights of all linear and convolution layers but the last one, whose rows are the codes' own."""
+        layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d) and x is not self.to_logits]
+        return [cast(nn.Parameter, x.weight) for x in layers]
 
     def reach(self) -> Reach:
         """The receptive field of a position."""

@@ -75,7 +75,8 @@ def train(
     # Create model, optimizer and weight average, and load the newest checkpoint.
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    optimiser = build_optimiser(module, objective.rate_factors, objective.betas)
+    matrices = objective.matrices if config.optimizer == "muon" else ()
+    optimiser = build_optimiser(module, objective.rate_factors, objective.betas, matrices)
     best: Best | None = None
     logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps

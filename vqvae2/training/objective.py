@@ -1,6 +1,6 @@
 """The interface between the training loop and a model: module, loss of a batch, and updates after each step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -30,7 +30,8 @@ class Objective(Protocol):
 
     Attributes:
         module: the module to train.
-        rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1.
+        rate_factors: Adam's learning rate multipliers, for the parameters whose multiplier is not 1.
+        matrices: weights of linear and convolution layers, which Muon updates if the configuration asks for it.
         betas: Adam's betas.
         start_step: step before which `start` is called; None: never.
         validated_by: the validation metric, lower is better, whose best weights are exported; None: the last weights.
@@ -41,6 +42,9 @@ class Objective(Protocol):
 
     @property
     def rate_factors(self) -> dict[nn.Parameter, float]: ...
+
+    @property
+    def matrices(self) -> Collection[nn.Parameter]: ...
 
     @property
     def betas(self) -> tuple[float, float]: ...
@@ -82,6 +86,7 @@ class WeightsObjective(Generic[M]):
         """Set up for `module` and a global batch of `batch_size` images."""
         self.module = module
         self.rate_factors: dict[nn.Parameter, float] = {}
+        self.matrices: Collection[nn.Parameter] = ()
         self.start_step: int | None = None
         self.batch_size = batch_size
         self.seed = seed

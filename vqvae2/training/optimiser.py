@@ -1,28 +1,38 @@
-"""Adam, with its state as named tensors, so that checkpoints need no pickle."""
+"""Adam and Muon, with their state as named tensors, so that checkpoints need no pickle."""
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+
+from vqvae2.training.muon import MuonAdam
 
 BETAS = (0.9, 0.95)  # autoencoder and priors: they learn faster than with PyTorch's default
 DEFAULT_BETAS = (0.9, 0.999)  # PyTorch's default, used for checkpoints that record no betas
 
 
 def build_optimiser(
-    module: nn.Module, rate_factors: dict[nn.Parameter, float], betas: tuple[float, float] = DEFAULT_BETAS
-) -> torch.optim.Adam:
-    """Fused Adam over the parameters that require a gradient.
+    module: nn.Module,
+    rate_factors: dict[nn.Parameter, float],
+    betas: tuple[float, float] = DEFAULT_BETAS,
+    matrices: Collection[nn.Parameter] = (),
+) -> MuonAdam:
+    """Fused Adam over the parameters that require a gradient, and Muon over `matrices`.
 
     Args:
         module: the module to train, already on its device.
-        rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1.
-        betas: decay of the moving averages of the gradient and of its square.
+        rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1; not for `matrices`.
+        betas: decay of Adam's moving averages of the gradient and of its square.
+        matrices: weights of linear and convolution layers that are updated by Muon.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
+    by_muon = {id(p) for p in matrices}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
-            groups.setdefault(rate_factors.get(p, 1.0), []).append(p)
-    parameters = [{"params": ps, "rate_factor": factor} for factor, ps in groups.items()]
-    return torch.optim.Adam(parameters, betas=betas, fused=True)
+            muon = id(p) in by_muon
+            groups.setdefault((1.0 if muon else rate_factors.get(p, 1.0), muon), []).append(p)
+    parameters = [{"params": ps, "rate_factor": factor, "matrices": muon} for (factor, muon), ps in groups.items()]
+    return MuonAdam(parameters, betas=betas, fused=True)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -41,7 +51,7 @@ def skip_where(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer state of each parameter, keyed by NAME.KEY, and the betas."""
+    """The optimizer state of each parameter, keyed by NAME.KEY, and Adam's betas."""
     names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
     state = {f"{names[p]}.{key}": value for p, state in optimiser.state.items() for key, value in state.items()}
     return {**state, "betas": torch.tensor(optimiser.param_groups[0]["betas"], dtype=torch.float64)}
