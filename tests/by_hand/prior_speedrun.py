@@ -23,7 +23,8 @@ from vqvae2.run.directory import codes_path
 from vqvae2.run.launch import start_accelerator
 from vqvae2.run.seeding import derive_seed
 from vqvae2.training.average import WeightAverage
-from vqvae2.training.optimiser import build_optimiser, set_rate
+from vqvae2.training.objective import optimiser_of
+from vqvae2.training.optimiser import set_rate
 from vqvae2.training.order import StepOrder
 from vqvae2.training.schedule import learning_rate
 
@@ -51,8 +52,7 @@ class Speedrun:
         self.prior = build_prior(self.prior_config, trained.grids, level, len(trained.classes), config.seed)
         self.prior.to(self.accelerator.device)
         self.objective = PriorObjective(self.prior, self.train.batch_size, config.seed)
-        matrices = self.objective.matrices if self.train.optimizer == "muon" else ()
-        self.optimiser = build_optimiser(self.prior, self.objective.rate_factors, self.objective.betas, matrices)
+        self.optimiser = optimiser_of(self.objective, self.train.optimizer)
         decay = self.train.weight_average_decay
         self.average = WeightAverage(self.prior, decay) if decay else None
         order = StepOrder(len(self.codes), self.train.batch_size, config.seed, 0)

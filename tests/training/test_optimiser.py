@@ -50,7 +50,13 @@ def test_a_step_is_skipped(muon: bool) -> None:
     module = a_module(channels_last=False)
     optimiser = build_optimiser(module, {}, matrices=[module[0].weight] if muon else [])
     set_rate(optimiser, 1e-3)
+    before = [p.detach().clone() for p in module.parameters()]
+    skip_where(optimiser, torch.tensor(True))
     steps(module, optimiser, range(1))
+    assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+    skip_where(optimiser, torch.tensor(False))
+    steps(module, optimiser, range(1))
+    assert not torch.equal(module[0].weight, before[0])
     before = [p.detach().clone() for p in module.parameters()]
     state = {name: x.clone() for name, x in optimiser_state(optimiser, module).items()}
     (module(torch.full((2, 3, 6, 7), torch.nan)).sum()).backward()

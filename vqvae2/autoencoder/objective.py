@@ -39,7 +39,7 @@ class AutoencoderObjective:
         """
         self.module = autoencoder
         self.rate_factors = autoencoder.rate_factors()
-        self.matrices = list(self.rate_factors)
+        self.matrices = list(self.rate_factors)  # the weights of all convolutions
         self.start_step = min(autoencoder.config.continuous_steps, total_steps // 2)
         self.started = False
         self.seed = seed

@@ -19,6 +19,7 @@ from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.config import Config
 from vqvae2.images.loading import ImageBatch
 from vqvae2.run.launch import start_accelerator
+from vqvae2.training.objective import optimiser_of
 from vqvae2.training.optimiser import build_optimiser, set_rate
 
 
@@ -98,7 +99,7 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
     """The training step of stage 1: loss, backward pass, gradient clipping, update of parameters and codebooks."""
     autoencoder = _new_autoencoder(config, accelerator)
     objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
-    optimiser = build_optimiser(autoencoder, objective.rate_factors, objective.betas)
+    optimiser = optimiser_of(objective, config.stage1.optimizer)
     set_rate(optimiser, config.stage1.learning_rate)
     indices = torch.arange(len(images), device=accelerator.device)
     batch = ImageBatch(images, torch.zeros_like(indices), indices, indices)

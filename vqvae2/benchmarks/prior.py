@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
-from vqvae2.config import Config, LevelGrid, level_grids
+from vqvae2.config import Config, LevelGrid, TrainConfig, level_grids
 from vqvae2.prior.artefact import build_prior
 from vqvae2.prior.cache import Cache
 from vqvae2.prior.objective import PriorObjective
@@ -19,7 +19,8 @@ from vqvae2.prior.sampling import sample_categorical, sample_codes
 from vqvae2.prior.waves import Wavefront
 from vqvae2.run.launch import start_accelerator
 from vqvae2.run.precision import widest_float
-from vqvae2.training.optimiser import build_optimiser, set_rate
+from vqvae2.training.objective import optimiser_of
+from vqvae2.training.optimiser import set_rate
 
 CLASSES = 10
 PRODUCT_SIDE = 4096  # side of the square matrices whose product is the limit
@@ -36,7 +37,7 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
         train = prior_config.train
         accelerator = start_accelerator(f"priors.{name}.train", train.mixed_precision)
         prior = new_prior(config, name).to(accelerator.device)
-        step = _training_step(prior, train.batch_size, train.learning_rate, accelerator)
+        step = _training_step(prior, train, accelerator)
         with FlopCounterMode(display=False) as counter:
             step()
         memory = peak_memory_gib(accelerator.device)
@@ -114,10 +115,11 @@ def _random_codes(shapes: list[LevelGrid], batch: int, device: torch.device) -> 
     return {x.name: torch.randint(x.codebook_size, (batch, x.height, x.width), device=device) for x in shapes}
 
 
-def _training_step(prior: Prior, batch_size: int, rate: float, accelerator: Accelerator) -> Callable[[], None]:
+def _training_step(prior: Prior, train: TrainConfig, accelerator: Accelerator) -> Callable[[], None]:
+    batch_size = train.batch_size
     objective = PriorObjective(prior, batch_size, seed=0)
-    optimiser = build_optimiser(prior, objective.rate_factors, objective.betas)
-    set_rate(optimiser, rate)
+    optimiser = optimiser_of(objective, train.optimizer)
+    set_rate(optimiser, train.learning_rate)
     indices = torch.arange(batch_size, device=accelerator.device)
     codes = _random_codes([*prior.coarser, prior.grid], batch_size, accelerator.device)
     batch = CodeBatch(codes, indices % CLASSES, indices)

@@ -120,8 +120,8 @@ class TrainConfig:
         batch_size: Number of images per optimizer step, over all processes and gradient accumulation steps, 1 or more;
             a multiple of processes x gradient_accumulation_steps.
         total_steps: Number of optimizer steps, 1 or more.
-        optimizer: Optimizer of the weights of linear and convolution layers: adam, or muon, which learns several times
-            faster in short runs, at rates from 0.01 to 0.06. Adam updates all other parameters.
+        optimizer: Optimizer of the weights of linear and convolution layers: adam, or muon, which learns faster in
+            short runs, at learning rates from 0.01 to 0.06. Adam updates all other parameters.
         learning_rate: Peak learning rate, above 0, reached after the warm-up. In stage 1, adam multiplies it by a
             factor for each layer (see Autoencoder.rate_factors).
         warmup_steps: Number of optimizer steps over which the learning rate rises linearly from zero, 0 or more.

@@ -26,8 +26,8 @@ from vqvae2.training.best import Best, best_of_state, better, overfitting
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
-from vqvae2.training.objective import Objective
-from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate, skip_where
+from vqvae2.training.objective import Objective, optimiser_of
+from vqvae2.training.optimiser import load_optimiser_state, optimiser_state, set_rate, skip_where
 from vqvae2.training.schedule import learning_rate
 
 Metrics = dict[str, float]
@@ -75,8 +75,7 @@ def train(
     # Create model, optimizer and weight average, and load the newest checkpoint.
     module = objective.module
     average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    matrices = objective.matrices if config.optimizer == "muon" else ()
-    optimiser = build_optimiser(module, objective.rate_factors, objective.betas, matrices)
+    optimiser = optimiser_of(objective, config.optimizer)
     best: Best | None = None
     logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps

@@ -26,27 +26,31 @@ class MuonAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters; like fused Adam, skip the update where the attribute `found_inf` is nonzero."""
         skip: Tensor | None = getattr(self, "found_inf", None)
-        ours = [(p, p.grad, group) for group in self.param_groups if group["matrices"] for p in group["params"]]
-        for p, _, _ in ours:
+        by_muon = [group for group in self.param_groups if group["matrices"]]
+        matrices = [(p, p.grad, group["lr"]) for group in by_muon for p in group["params"] if p.grad is not None]
+        for p, _, _ in matrices:
             p.grad = None  # Adam's step leaves out parameters without a gradient
         result = super().step(closure)
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
-        for p, gradient, group in ours:
-            if gradient is not None:
-                by_shape.setdefault((len(p), p.numel() // len(p)), []).append((p, gradient, group))
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = {}
+        for p, gradient, rate in matrices:
+            by_shape.setdefault((len(p), p.numel() // len(p)), []).append((p, gradient, rate))
         for (rows, columns), same_shape in by_shape.items():
             directions = torch.stack([self._direction(p, g, skip).reshape(rows, columns) for p, g, _ in same_shape])
+            # as in Jordan et al., larger updates where there are more outputs than inputs
             updates = orthogonalise(directions) * max(1.0, rows / columns) ** 0.5
             if skip is not None:
                 updates = updates * (skip == 0)
-            for (p, _, group), update in zip(same_shape, updates, strict=True):
-                p.add_(update.view(p.shape).to(p.dtype), alpha=-group["lr"])
+            for (p, _, rate), update in zip(same_shape, updates, strict=True):
+                p.add_(update.view(p.shape).to(p.dtype), alpha=-rate)
         return result
 
     def _direction(self, p: Tensor, gradient: Tensor, skip: Tensor | None) -> Tensor:
         """Update the momentum of a matrix and return Nesterov's direction."""
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        if skip is not None:  # the gradient is not finite: keep the momentum
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        momentum = state["momentum"]
+        if skip is not None:  # where the update is skipped, keep the momentum
             gradient = torch.where(skip == 0, gradient, momentum)
         momentum.lerp_(gradient, 1 - MOMENTUM)
         return gradient.lerp(momentum, MOMENTUM)
@@ -57,10 +61,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
     The coefficients are those of Jordan et al.: the iteration gives singular values between about 0.7 and 1.2.
     """
-    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = wide.bfloat16()
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()  # the smaller of the two Gram matrices is enough
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+    return x.mT if tall else x

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.run.seeding import keyed_generator
-from vqvae2.training.optimiser import DEFAULT_BETAS
+from vqvae2.training.muon import MuonAdam
+from vqvae2.training.optimiser import DEFAULT_BETAS, build_optimiser
 
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 M = TypeVar("M", bound=nn.Module)
@@ -107,3 +108,9 @@ class WeightsObjective(Generic[M]):
         """Draw a number in [0, 1) for each batch index, (B,), a function of (seed, purpose, step, batch index) only."""
         drawn = torch.rand(self.batch_size, generator=keyed_generator(self.seed, purpose, step))
         return drawn.to(batch_indices.device)[batch_indices]
+
+
+def optimiser_of(objective: Objective, optimizer: str) -> MuonAdam:
+    """The optimizer of an objective's module; `optimizer` is the configuration's, adam or muon."""
+    matrices = objective.matrices if optimizer == "muon" else ()
+    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices)
