@@ -46,8 +46,8 @@ evaluation: {{num_samples: 13, classifier_size: 32, classifier_steps: 2, batch_s
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Use two workers on every machine: tests with several processes need cores of their own."""
-    return 2
+    """Use three workers on every machine: many tests wait, but those with several processes need cores of their own."""
+    return 3
 
 
 def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> tuple[list[str], dict[str, str]]:
