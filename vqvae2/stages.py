@@ -145,7 +145,9 @@ def train_prior(config: Config, level: str) -> None:
     if not begin_training(directory, sections, settings, accelerator):
         return
 
-    prior = build_prior(prior_config, trained.grids, level, len(trained.classes), config.seed).to(accelerator.device)
+    prior = build_prior(
+        prior_config, trained.grids, level, len(trained.classes), config.seed, trained.module.codebooks()
+    ).to(accelerator.device)
     accelerator.print(
         f"codes of {len(train_codes)} training images, {len(validation_codes)} held out; "
         f"{count_weights(prior):,} parameters; "

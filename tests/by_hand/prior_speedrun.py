@@ -49,7 +49,8 @@ class Speedrun:
             for split in ("train", "validation")
         )
         self.seed = config.seed
-        self.prior = build_prior(self.prior_config, trained.grids, level, len(trained.classes), config.seed)
+        codebooks = trained.module.codebooks()
+        self.prior = build_prior(self.prior_config, trained.grids, level, len(trained.classes), config.seed, codebooks)
         self.prior.to(self.accelerator.device)
         self.objective = PriorObjective(self.prior, self.train.batch_size, config.seed)
         self.optimiser = optimiser_of(self.objective, self.train.optimizer)

@@ -1,5 +1,6 @@
-"""Parameter counts of the paper's priors, and activation checkpointing."""
+"""Parameter counts of the paper's priors, activation checkpointing, and initial weights."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 
 from tests.conftest import ROOT
 from tests.prior.priors import some_codes, tiny_prior
-from vqvae2.config import level_grids
-from vqvae2.prior.artefact import build_prior
+from vqvae2.autoencoder.artefact import load_autoencoder
+from vqvae2.config import LevelGrid, PriorConfig, level_grids
+from vqvae2.prior.artefact import build_prior, load_prior
 from vqvae2.prior.prior import Prior
 from vqvae2.run.command_line import parse_config
 
@@ -52,3 +54,36 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(options: dict[s
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
     assert any(g.abs().max() > 0 for g in gradients.values())
     assert kept_again < kept / 2
+
+
+def test_weights_of_a_code_start_from_its_code_vector() -> None:
+    """Distances between embeddings, and between rows of the logits, are as those of the code vectors; scales stay."""
+    grids = [LevelGrid("coarse", 2, 2, 3), LevelGrid("own", 4, 4, 4)]
+    config = PriorConfig(hidden_channels=512, residual_channels=8, layers=1)
+    codebooks = {
+        "coarse": torch.tensor([[0.0, 1.0], [0.0, 1.1], [5.0, 0.0]]),
+        "own": torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.2], [-30.0, 2.0, 0.0], [20.0, 10.0, 3.0]]),
+    }
+    plain = build_prior(config, grids, "own", 0, seed=0)
+    prior = build_prior(config, grids, "own", 0, seed=0, codebooks=codebooks)
+    assert prior.coarser_codes is not None and plain.coarser_codes is not None
+    for name, after, before in (
+        ("own", prior.embedding.weight, plain.embedding.weight),
+        ("own", prior.to_logits.weight, plain.to_logits.weight),
+        ("coarse", prior.coarser_codes.embeddings[0].weight, plain.coarser_codes.embeddings[0].weight),
+    ):
+        wanted, distances = torch.pdist(codebooks[name]), torch.pdist(after)
+        torch.testing.assert_close(distances / distances.max(), wanted / wanted.max(), rtol=0.15, atol=0)
+        torch.testing.assert_close(after.std(), before.std())
+    unchanged = {name: p for name, p in plain.named_parameters() if "embedding" not in name and "logits.w" not in name}
+    assert unchanged and all(torch.equal(p, prior.get_parameter(name)) for name, p in unchanged.items())
+
+
+def test_stages_start_priors_from_code_vectors(tiny_run: tuple[Path, Path]) -> None:
+    """After the few steps of the tiny run, embeddings of similar code vectors are still similar."""
+    trained = load_autoencoder(tiny_run[1])
+    codebooks = trained.module.codebooks()
+    for level in codebooks:
+        prior = load_prior(tiny_run[1], level, trained).module
+        pairs = torch.stack([torch.pdist(codebooks[level]), torch.pdist(prior.embedding.weight)])
+        assert torch.corrcoef(pairs)[0, 1] > 0.5

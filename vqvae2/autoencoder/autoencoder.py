@@ -164,6 +164,10 @@ class Autoencoder(nn.Module):
             decoded = context = decode(_join(vectors, context))
         return to_uint8(decoded)
 
+    def codebooks(self) -> dict[str, Tensor]:
+        """The code vectors (K, D) of each level by name, float32."""
+        return {name: x.codebook.detach().float() for name, x in zip(self.names, self.quantisers, strict=True)}
+
     def losses(self, images: Tensor, reconstruction: Reconstruction) -> Losses:
         """The loss of a reconstruction of `images` (Oord et al. 2017, equation 3).
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqvae2.autoencoder.artefact import TrainedAutoencoder
 from vqvae2.config import LevelGrid, PriorConfig, as_dict, completed
@@ -35,15 +36,25 @@ def prior_dir(run_dir: str | Path, names: list[str], level: str) -> Path:
     return stage_dir(run_dir, 3) if level == names[0] else stage_dir(run_dir, 4, level)
 
 
-def build_prior(config: PriorConfig, grids: list[LevelGrid], level: str, num_classes: int, seed: int) -> Prior:
-    """A new prior of `level`, randomly initialized from the seed.
+def build_prior(
+    config: PriorConfig,
+    grids: list[LevelGrid],
+    level: str,
+    num_classes: int,
+    seed: int,
+    codebooks: dict[str, Tensor] | None = None,
+) -> Prior:
+    """A new prior of `level`, initialized from the seed and, where given, from the code vectors (K, D) of each level.
 
     It is conditioned on all levels that come before `level` in `grids`.
     """
     index = [grid.name for grid in grids].index(level)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Prior(config, grids[index], grids[:index], num_classes)
+        prior = Prior(config, grids[index], grids[:index], num_classes)
+        if codebooks is not None:
+            prior.start_from(codebooks)
+    return prior
 
 
 def describe_prior(prior: Prior, autoencoder: TrainedAutoencoder) -> dict[str, Any]:

@@ -105,6 +105,23 @@ class Prior(nn.Module):
             with torch.no_grad():
                 branch.weight.mul_(len(self.layers) ** -0.5)
 
+    @torch.no_grad()
+    def start_from(self, codebooks: dict[str, Tensor]) -> None:
+        """Initialize the weights of each code from its code vector, so that similar codes start with similar weights.
+
+        Args:
+            codebooks: code vectors (K, D) of this level and of all coarser ones, by name.
+        """
+        layers = [(self.grid.name, self.embedding), (self.grid.name, self.to_logits)]
+        if self.coarser_codes is not None:
+            layers += zip(self.coarser_codes.names, self.coarser_codes.embeddings, strict=True)
+        for name, layer in layers:
+            weight = cast(nn.Parameter, layer.weight)
+            vectors = codebooks[name] - codebooks[name].mean(0)
+            # A random projection keeps the ratios of distances. The factor keeps the scale of the weights.
+            projected = vectors @ torch.randn(vectors.shape[1], weight.shape[1])  # (K, channels)
+            weight.copy_(projected * (weight.std() / projected.std().clamp(min=1e-12)))
+
     def matrices(self) -> list[nn.Parameter]:
         """Weights of all linear and convolution layers but the last one, whose rows are the codes' own."""
         layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d) and x is not self.to_logits]
