@@ -35,8 +35,8 @@ stage2: {{batch_size: 20, mixed_precision: "no"}}
 priors:
   top:
     {{hidden_channels: 16, residual_channels: 16, layers: 2, kernel_size: 3, attention_layers: 1, attention_heads: 2,
-     train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", weight_average_decay: 0.9,
-              save_every: 2, validate_every: 4, log_every: 2}}}}
+     train: {{batch_size: 8, total_steps: 4, optimizer: muon, warmup_steps: 1, mixed_precision: "no",
+              weight_average_decay: 0.9, save_every: 2, validate_every: 4, log_every: 2}}}}
   bottom:
     {{hidden_channels: 8, residual_channels: 8, layers: 2, kernel_size: 3, conditioning_layers: 1, output_layers: 1,
      train: {{batch_size: 8, total_steps: 4, warmup_steps: 1, mixed_precision: "no", save_every: 2, validate_every:
