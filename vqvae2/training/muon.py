@@ -63,7 +63,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
     Each iteration multiplies X by a polynomial of its Gram matrix X X^T. All these factors commute, so their product is
     computed on the smaller of the two Gram matrices, and X is read twice instead of twice in every iteration. That
-    needs float32, and is as fast as bf16 where a processor has instructions for bf16, and much faster where it has not.
+    needs the precision of float32. On processors without bf16 instructions, bf16 would take seconds in each step.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
