@@ -47,11 +47,14 @@ def origin_of_run(run_dir: Path, fingerprint: str) -> Origin:
     config = _read(run_dir / "config.yaml")
     comparison = run_dir / "evaluation" / "comparison"
     current = _read(comparison / "made_of.json").get("weights") == fingerprint
-    found = {name: comparison / name for name in PICTURES} if current else {}
-    grids = sorted((run_dir / "samples").glob(f"grid_seed*_{fingerprint}.png"), key=lambda path: path.stat().st_mtime)
+    drawn = sorted((run_dir / "samples").glob(f"grid_seed*_{fingerprint}.png"), key=lambda path: path.stat().st_mtime)
     steps = sorted((run_dir / "stage1" / "images").glob("step_*.png"))
-    found = {"samples.png": grids[-1:], "reconstructions.png": steps[-1:]} | {k: [x] for k, x in found.items()}
-    pictures = {name: paths[0] for name, paths in found.items() if paths and paths[0].exists()}
+    newest = dict(zip(PICTURES, (drawn[-1:], steps[-1:]), strict=True))
+    pictures = {}
+    for name in PICTURES:
+        evaluated = [comparison / name] if current and (comparison / name).exists() else []
+        if paths := evaluated or newest[name]:
+            pictures[name] = paths[0]
     evaluation = (_read(run_dir / EVALUATION) or None) if current else None
     return Origin(_dataset(config.get("images")), None, evaluation, pictures, _training(config, run_dir))
 
@@ -129,16 +132,14 @@ def model_card(name: str, description: Description, origin: Origin, precision: s
     """
     metrics = metrics_of(origin.evaluation or {})
     dataset = origin.dataset or "custom"
+    results = [EvalResult(TASK, dataset.lower(), dataset, x.identifier, x.value, metric_name=x.name) for x in metrics]
     data = ModelCardData(
         library_name=LIBRARY,
         pipeline_tag=TASK,
         license=origin.license,
         tags=TAGS,
         model_name=name.rpartition("/")[2],
-        eval_results=[
-            EvalResult(TASK, dataset.lower(), dataset, x.identifier, x.value, metric_name=x.name) for x in metrics
-        ]
-        or None,
+        eval_results=results or None,
     )
     card = ModelCard.from_template(
         data,
