@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 from functools import partial
@@ -18,6 +19,7 @@ from tests.conftest import ROOT, command_of, refusal
 from tests.generation.hub_server import DENIED, GATED, REPOSITORY, hub_of
 from vqvae2 import Generator, UserError
 from vqvae2.generation import hub, pretrained
+from vqvae2.generation.samples import read_sample
 from vqvae2.run.command_line import parse_config
 
 on_cpu = partial(Generator.from_pretrained, device="cpu", dtype="float32")
@@ -64,9 +66,8 @@ def test_bfloat16_halves_the_priors_and_nothing_else(generator: Generator, tmp_p
     name = "autoencoder.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     rough = Generator.from_run(evaluated_run, device="cpu", dtype="bfloat16")
-    assert torch.equal(
-        samples(Generator.from_pretrained(tmp_path / "b", device="cpu", dtype="bfloat16")), samples(rough)
-    )
+    loaded = Generator.from_pretrained(tmp_path / "b", device="cpu", dtype="bfloat16")
+    assert torch.equal(samples(loaded), samples(rough))
     with pytest.raises(UserError, match="float16"):
         generator.save_pretrained(tmp_path / "c", dtype="float16")
 
@@ -86,9 +87,8 @@ def test_the_card_has_metadata_metrics_and_pictures(saved: Path, evaluated_run: 
         assert (saved / name).read_bytes() == original.read_bytes()
     config, _ = parse_config(["--config", str(saved / "training.yaml")])
     assert config.run_dir == "runs/run" and config.stage1.total_steps == 4
-    assert str(evaluated_run.parent) not in "".join(
-        x.read_text() for x in saved.iterdir() if x.suffix in (".md", ".yaml")
-    )
+    text = "".join(path.read_text() for path in saved.iterdir() if path.suffix in (".md", ".yaml", ".json"))
+    assert str(evaluated_run.parent.parent) not in text
 
 
 def test_metrics_of_other_weights_are_left_out(generator: Generator, evaluated_run: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_repository_is_downloaded_once(
             (REPOSITORY, "v9", f"{REPOSITORY}: revision 'v9' not found"),
             ("someone/nothing", None, "someone/nothing: repository not found"),
             (GATED, None, f"{GATED}: access is restricted"),
-            (DENIED, None, f"{DENIED}: (access denied|not in the cache)"),
+            (DENIED, None, f"{DENIED}: access denied"),
         ):
             with pytest.raises(UserError, match=says) as refused:
                 on_cpu(name, revision=revision, cache_dir=tmp_path)
@@ -306,29 +306,21 @@ def test_an_upload_without_a_token_is_explained(generator: Generator, monkeypatc
         assert "\n" not in str(refused.value)
 
 
-def test_the_scripts_publish_and_sample(evaluated_run: Path, tmp_path: Path, generator: Generator) -> None:
+def test_the_scripts_publish_and_sample(
+    evaluated_run: Path, tmp_path: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """publish.py saves a folder; sample.py --model draws from a repository into samples/NAME of the current folder."""
-    command, environment = command_of("publish", "--run_dir", str(evaluated_run), "--folder", str(tmp_path / "model"))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    arguments = ["publish.py", "--run_dir", str(evaluated_run), "--folder", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "pipelines" / "publish.py"), run_name="__main__")
+    assert ended.value.code == 0
     with hub_of(tmp_path / "model") as (address, _):
-        arguments = (
-            "--model",
-            REPOSITORY,
-            "--num_images",
-            "3",
-            "--dtype",
-            "float32",
-            "--batch_size",
-            "3",
-            "--seed",
-            "1",
-        )
-        command, environment = command_of("sample", *arguments)
+        flags = ("--num_images", "3", "--dtype", "float32", "--batch_size", "3", "--seed", "1")
+        command, environment = command_of("sample", "--model", REPOSITORY, *flags)
         environment |= {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
         result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    from vqvae2.generation.samples import read_sample
-
     paths = sorted((tmp_path / "samples" / "shapes").glob("seed1*.png"))
     assert torch.equal(torch.stack([read_sample(path) for path in paths]), samples(generator))
 

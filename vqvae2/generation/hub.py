@@ -79,7 +79,8 @@ def _told(repository: str, revision: str | None) -> Iterator[None]:
 
 
 def _raise_user_error(error: Exception, repository: str, revision: str | None) -> NoReturn:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    answers = (getattr(x, "response", None) for x in (error, error.__cause__))  # the cause, if the cache was tried too
+    status = next((x.status_code for x in answers if x is not None), None)
     if isinstance(error, HFValidationError):
         message = "not a valid name of a repository: use USER/NAME"
     elif isinstance(error, RevisionNotFoundError):
