@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
