@@ -5,29 +5,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 
 from vqvae2.images.convert import to_float
 from vqvae2.images.distances import mse, mse_0_1, psnr
+from vqvae2.images.similarity import SSIM_WINDOW, ssim
 from vqvae2.run.directory import sha256
 from vqvae2.run.precision import widest_float
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # (originals, reconstructions) -> one value per image, (B,)
 LPIPS_URL = AlexNet_Weights.IMAGENET1K_V1.url
-SSIM_WINDOW = 11  # pixels; SSIM is not computed for smaller images
 LPIPS_SMALLEST = 31  # pixels; the second pooling layer of AlexNet has no output for smaller images
-
-
-def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), Gaussian window of 11 pixels, sigma 1.5; 1 for equal images.
-
-    The mean is taken over all pixels around which the whole window lies inside the image.
-    """
-    images, edge = (reconstructions.float(), originals.float()), SSIM_WINDOW // 2
-    _, maps = structural_similarity_index_measure(*images, data_range=255.0, reduction="none", return_full_image=True)
-    return maps[..., edge:-edge, edge:-edge].to(widest_float(maps.device)).mean(dim=(1, 2, 3))
 
 
 def measures_for(height_width: tuple[int, int], device: torch.device) -> dict[str, Measure]:

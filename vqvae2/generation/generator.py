@@ -20,6 +20,7 @@ from vqvae2.generation.card import origin_of_folder, origin_of_run
 from vqvae2.generation.controls import UNCONDITIONAL, ByLevel, Label, at_least, choose_labels, controls_of
 from vqvae2.generation.likelihood import ImageLikelihood, evaluated_variance, image_likelihood
 from vqvae2.generation.pretrained import SavedModels, check_target, load_models, save_models
+from vqvae2.generation.reconstruction import Reconstructions, measured
 from vqvae2.images.decode import read_image
 from vqvae2.images.masks import fill
 from vqvae2.prior.artefact import TrainedPrior, load_prior
@@ -197,6 +198,16 @@ class Generator:
         return self._trained.classes
 
     @property
+    def height_width(self) -> tuple[int, int]:
+        """Size of the images in pixels."""
+        return self._trained.height_width
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self._trained.channels
+
+    @property
     def priors(self) -> dict[str, Prior]:
         """The prior of each level, in float32: prior(codes, coarser, labels) -> logits (B, K, H, W).
 
@@ -205,9 +216,9 @@ class Generator:
         """
         return {name: prior.module for name, prior in self._priors.items()}
 
-    def fingerprint(self) -> str:
-        """Hash of the weights of all models, eight hexadecimal digits."""
-        digests = [self._trained.sha256, *(prior.sha256 for prior in self._priors.values())]
+    def fingerprint(self, priors: bool = True) -> str:
+        """Hash of the weights of all models, or of the autoencoder alone, eight hexadecimal digits."""
+        digests = [self._trained.sha256] + ([x.sha256 for x in self._priors.values()] if priors else [])
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
 
     @cached_property
@@ -254,6 +265,10 @@ class Generator:
             raise UserError(
                 f"codes: the levels {missing} are missing: give the codes of all levels, {self.autoencoder.names}"
             )
+        return self._decode(codes)
+
+    def _decode(self, codes: dict[str, Tensor]) -> Tensor:
+        """Decode the codes of all levels or of the coarsest ones to uint8 images (B, C, H, W)."""
         count = len(codes[self.autoencoder.names[0]])
         with self._autocast():
             parts = [
@@ -263,6 +278,33 @@ class Generator:
                 for i in range(0, count, SAMPLES_AT_A_TIME)
             ]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, labels: Sequence[Label] | Tensor | None = None) -> Reconstructions:
+        """Encode and decode images, and measure each: errors, likelihood and size of its codes.
+
+        The likelihood is None, with the reason, as long as the priors are not trained.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            labels: as for `log_likelihood`.
+
+        Raises:
+            UserError: images or labels do not match the run; see `log_likelihood`.
+        """
+        codes = self.encode(images)
+        coarsest = self.autoencoder.names[0]
+        likelihood, reason = None, None
+        try:
+            self.fingerprint()  # loads all priors
+        except UserError as error:
+            reason = str(error)
+        else:
+            likelihood = self.log_likelihood(images, labels)
+            reason = likelihood.reason
+        return measured(
+            images.cpu(), self._decode(codes), self._decode({coarsest: codes[coarsest]}), likelihood, reason
+        )
 
     def sample(
         self,

@@ -79,7 +79,7 @@ def list_folder(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder: set images.root (or images.validation_root) to an existing folder")
-    files = sorted(_files_below(root))
+    files = sorted(files_below(root))
     names = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
     if not names:
         raise UserError(
@@ -98,7 +98,8 @@ def list_folder(root: Path) -> Listing:
     return Listing(classes, [index[name.split("/")[0]] for name in names], names, root, ignored)
 
 
-def _files_below(root: Path) -> Iterator[str]:
+def files_below(root: Path) -> Iterator[str]:
+    """Yield the paths, relative to `root`, of all files below it that are not hidden."""
     seen = set()
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)

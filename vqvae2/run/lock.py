@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from vqvae2.errors import UserError
 from vqvae2.run.directory import make_dir, writing
@@ -46,7 +46,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_by_main(directory: Path, accelerator: Accelerator) -> Iterator[None]:
+def locked_by_main(directory: Path, accelerator: Accelerator | PartialState) -> Iterator[None]:
     """Lock a directory on the main process, for all processes.
 
     Raises:
