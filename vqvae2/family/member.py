@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,12 @@ class Bound(NamedTuple):
 
     Attributes:
         rate: KL divergence of the posterior from the prior, or -log p(codes).
-        distortion: -log p(x | latents), for latents drawn from the posterior, or the codes.
+        distortion: -log p(x | latents), for latents drawn from the posterior, or the codes; None: the model has no
+            likelihood of pixels, and there is no bound.
     """
 
     rate: Tensor
-    distortion: Tensor
+    distortion: Tensor | None
 
 
 class Member(nn.Module):
@@ -109,6 +110,11 @@ class Member(nn.Module):
         """Adam's learning rate multipliers, for the parameters whose multiplier is not 1."""
         return {}
 
+    def matrices(self) -> list[nn.Parameter]:
+        """Weights of linear and convolution layers, which Muon updates if the configuration asks for it."""
+        layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+        return [cast(nn.Parameter, x.weight) for x in layers if cast(nn.Parameter, x.weight).requires_grad]
+
     def noise(self, purpose: str, batch: ImageBatch, step: int, *shape: int) -> Tensor:
         """Standard normal numbers (B, *shape), a function of seed, purpose, step and batch index only."""
         generator = keyed_generator(self.setting.seed, purpose, step)
@@ -126,13 +132,13 @@ class Member(nn.Module):
         raise NotImplementedError
 
     def bound(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Bound | None:
-        """Rate and distortion of each image, from one draw of the latents; None: the model has no likelihood."""
+        """Rate and distortion of each image, from one draw of the latents; None: the model has neither."""
         return None
 
     def nll(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor | None:
         """The tightest upper bound on -log p(x) that the model computes, in nats, (B,); by default that of `bound`."""
         bound = self.bound(images, labels, generator)
-        return None if bound is None else bound.rate + bound.distortion
+        return None if bound is None or bound.distortion is None else bound.rate + bound.distortion
 
     def exchange_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor | None:
         """Nats by which the distortion of each image grows with the latents of the image before it, (B,)."""

@@ -3,11 +3,22 @@
 from collections.abc import Callable
 
 from vqvae2.errors import UserError
+from vqvae2.family.autoencoder import DeterministicAutoencoder
+from vqvae2.family.beta_vae import BetaVAE
+from vqvae2.family.cvae import CVAE
 from vqvae2.family.member import Member, Setting
 from vqvae2.family.vae import VAE
+from vqvae2.family.vae_gan import VAEGAN
+from vqvae2.family.vqvae import VQVAE, VQVAE2
 
 MEMBERS: dict[str, Callable[[Setting], Member]] = {
+    "autoencoder": DeterministicAutoencoder,
     "vae": VAE,
+    "beta_vae": BetaVAE,
+    "cvae": CVAE,
+    "vae_gan": VAEGAN,
+    "vqvae": VQVAE,
+    "vqvae2": VQVAE2,
 }
 
 

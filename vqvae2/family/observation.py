@@ -21,21 +21,24 @@ class Pixels(nn.Module):
         """-log p(x | output) of uint8 images (B, C, H, W) in nats per image, (B,)."""
         raise NotImplementedError
 
+    def expected(self, output: Tensor) -> Tensor:
+        """Means of the pixels, float32 (B, C, H, W), on the scale of pixels in [-1, 1]."""
+        raise NotImplementedError
+
     def mean(self, output: Tensor) -> Tensor:
         """Means of the pixels, uint8 (B, C, H, W)."""
-        raise NotImplementedError
+        return to_uint8(self.expected(output))
 
 
 class Bernoulli(Pixels):
     """Pixels 0 or 255 with the output as logits: -log p(x) = sum of softplus(l) - x l, with x in {0, 1}."""
 
     def nats(self, output: Tensor, images: Tensor) -> Tensor:
-        targets = images.to(output.dtype) / 255
-        values = F.binary_cross_entropy_with_logits(output.float(), targets.float(), reduction="none")
+        values = F.binary_cross_entropy_with_logits(output.float(), images.float() / 255, reduction="none")
         return values.sum(dim=(1, 2, 3))
 
-    def mean(self, output: Tensor) -> Tensor:
-        return (output.float().sigmoid() * 255).round().to(torch.uint8)
+    def expected(self, output: Tensor) -> Tensor:
+        return 2 * output.float().sigmoid() - 1
 
 
 class DiscretisedGaussian(Pixels):
@@ -48,8 +51,8 @@ class DiscretisedGaussian(Pixels):
     def nats(self, output: Tensor, images: Tensor) -> Tensor:
         return gaussian_nats(images, output, self.log_deviation.clamp(min=SMALLEST_LOG_DEVIATION)).to(torch.float32)
 
-    def mean(self, output: Tensor) -> Tensor:
-        return to_uint8(output)
+    def expected(self, output: Tensor) -> Tensor:
+        return output.float()
 
 
 def gaussian_nats(images: Tensor, means: Tensor, log_deviation: Tensor) -> Tensor:

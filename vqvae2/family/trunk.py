@@ -65,9 +65,16 @@ class Trunk(nn.Module):
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), uint8 or float in [-1, 1], -> (B, outputs)."""
+        return self.from_features(self.features(images), labels)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Outputs of the convolutions, (B, hidden_channels * h * w)."""
         x = to_float(images) if images.dtype == torch.uint8 else images
-        x = self.convolutions(x.contiguous(memory_format=torch.channels_last))  # (B, hidden_channels, h, w)
-        return self.write(self._units(x.flatten(1), labels))  # (B, outputs)
+        return self.convolutions(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    def from_features(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Outputs (B, outputs) of the fully connected layers."""
+        return self.write(self._units(features, labels))
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents (B, inputs) -> parameters of the pixel distribution (B, C, H, W)."""

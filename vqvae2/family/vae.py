@@ -127,7 +127,7 @@ class VAE(Member):
         z = posterior.draw(_noise_like(posterior.mean, generator))
         return Bound(self.rate(posterior, labels), self.distortion(images, z, labels))
 
-    def nll(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def nll(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor | None:
         return self.importance_weighted(images, labels, generator, self.setting.config.likelihood_samples)
 
     def importance_weighted(
@@ -146,7 +146,7 @@ class VAE(Member):
             total = torch.logaddexp(total, log_weights.view(count, -1).logsumexp(0))
         return math.log(num_samples) - total
 
-    def exchange_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def exchange_loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor | None:
         posterior = self.posterior(images, labels)
         z = posterior.draw(_noise_like(posterior.mean, generator))
         return self.distortion(images, z.roll(1, 0), labels) - self.distortion(images, z, labels)
