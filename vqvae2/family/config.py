@@ -72,7 +72,8 @@ class FamilyConfig:
         images: The images and how they are preprocessed.
         binarise: Whether each pixel is drawn once, by `seed`, as black or white with its brightness as probability:
             true or false. Needs grayscale images.
-        models: List of the models to compare.
+        models: Names of the models to train and evaluate, separated by commas. The table also has the models that were
+            finished before.
         members: Sizes and weights of the models.
         train: Training settings, the same for all models.
         evaluation: Settings of the classifiers, and the number of samples that they see.
@@ -83,7 +84,7 @@ class FamilyConfig:
 
     run_dir: str
     images: ImagesConfig
-    models: list[str]
+    models: str
     members: MembersConfig = field(default_factory=MembersConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -91,3 +92,8 @@ class FamilyConfig:
     test_images: int = 1000
     seed: int = 0
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models to train and evaluate."""
+        return [name.strip() for name in self.models.split(",") if name.strip()]
