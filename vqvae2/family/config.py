@@ -50,8 +50,8 @@ class MembersConfig:
     delta: float = 4.0
     sequence_length: int = 16
     sequence_dim: int = 2
-    group_rows: int = 7
-    group_columns: int = 7
+    group_rows: int = 4
+    group_columns: int = 4
     group_penalty: float = 1.0
     causal_channels: int = 32
     causal_layers: int = 4

@@ -135,7 +135,7 @@ class VAE(Member):
     ) -> Tensor:
         """The importance-weighted bound on -log p(x) with `num_samples` samples, in nats, (B,)."""
         posterior = self.posterior(images, labels)
-        total = torch.full((len(images),), -torch.inf, device=images.device)  # log of the sum of the weights
+        total = posterior.mean.new_full((len(images),), -torch.inf)  # log of the sum of the weights
         at_a_time = max(1, SAMPLES_AT_A_TIME // len(images))
         for first in range(0, num_samples, at_a_time):
             count = min(at_a_time, num_samples - first)
