@@ -20,7 +20,7 @@ def main() -> None:
     from vqvae2.family.comparison import compare
 
     check_family(config)
-    print(compare(config))
+    compare(config)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def compare(config: FamilyConfig) -> Path:
                 path = Path(config.run_dir) / "comparison.json"
                 write_atomically(path, json.dumps(comparison, indent=2).encode())
                 write_page(config, figures)
+    accelerator.end_training()
+    accelerator.print(f"{Path(config.run_dir) / 'comparison.html'}")
     return Path(config.run_dir) / "comparison.html"
 
 

@@ -140,7 +140,9 @@ def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: A
 
             objective = MemberObjective(member)
             train(objective, batches, validate, settings, directory, config.seed, accelerator, describe)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would also end the process group, which the next model needs
+        tracker.finish()
+    accelerator.trackers = []
 
 
 def validation(
