@@ -90,7 +90,7 @@ class VQVAE(Member):
         self.priors = module_dict(
             {grid.name: Prior(prior, grid, self.grids[:i], num_classes=0) for i, grid in enumerate(self.grids)}
         )
-        self.register_buffer("variance", torch.ones(()))  # of pixels in [-1, 1]; `finish` estimates it
+        self.register_buffer("variance", torch.zeros(()))  # of pixels in [-1, 1]; `finish` estimates it
         self.objective = AutoencoderObjective(self.autoencoder, setting.batch_size, setting.total_steps, setting.seed)
         self.start_step = self.objective.start_step
 
@@ -152,6 +152,8 @@ class VQVAE(Member):
 
     def bound(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Bound:
         rate = self._rate(self.autoencoder.encode(images), labels)
+        if self.setting.observation == "gaussian" and self.variance == 0:  # not estimated before the end of training
+            return Bound(rate, None)
         return Bound(rate, self._distortion(images, self.autoencoder(images).images))
 
     def _distortion(self, images: Tensor, means: Tensor) -> Tensor:
