@@ -18,10 +18,12 @@ import math
 import torch
 from torch import Tensor
 
+from vqvae2.errors import UserError
 from vqvae2.family.member import Setting
 from vqvae2.family.vae import VAE, Gaussian
 
 BISECTIONS = 60  # to the precision of float64
+LARGEST_CORRELATION = 1 - 1e-12
 
 
 def smallest_rate(correlation: float, length: int, dimensions: int) -> float:
@@ -31,8 +33,14 @@ def smallest_rate(correlation: float, length: int, dimensions: int) -> float:
 
 
 def correlation_for(delta: float, length: int, dimensions: int) -> float:
-    """The correlation a in [0, 1) of the prior whose smallest rate is `delta` nats, or slightly more."""
-    low, high = 0.0, math.nextafter(1.0, 0.0)
+    """The correlation a in [0, 1) of the prior whose smallest rate is `delta` nats, or slightly more.
+
+    Raises:
+        UserError: `delta` needs a correlation that floating point numbers cannot tell from 1.
+    """
+    low, high = 0.0, LARGEST_CORRELATION
+    if smallest_rate(high, length, dimensions) < delta:
+        raise UserError(f"members.delta: {delta} is not valid: use a smaller one, or more or longer latent vectors")
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if smallest_rate(middle, length, dimensions) < delta else (low, middle)
