@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [  # modules and subpackages, top layer first; each imports only from those after it
     "stages",
     "benchmarks",
+    "family",
     "evaluation",
     "report",
     "generation",

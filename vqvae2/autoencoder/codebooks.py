@@ -24,18 +24,20 @@ EARLY_SHARE = 64  # the window is at most 1/64 of the images seen so far: most c
 EMPTY = 1e-6  # a code with a smaller average count keeps its vector: there is nothing to average
 
 
-def k_means(vectors: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def k_means(
+    vectors: Tensor, k: int, generator: torch.Generator, iterations: int = KMEANS_ITERATIONS
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm: vectors (N, D) -> centers (k, D) and the number of vectors of each center, float (k,).
 
     Centers without vectors are replaced by random vectors.
     """
     order = torch.randperm(len(vectors), generator=generator)
     centres = vectors[order[torch.arange(k) % len(vectors)]]
-    for iteration in range(KMEANS_ITERATIONS):
+    for iteration in range(iterations):
         counts, sums = count_and_sum(vectors, nearest_codes(vectors, centres), k)
         centres = sums / counts.clamp(min=1)[:, None]
         empty = counts == 0
-        if iteration + 1 < KMEANS_ITERATIONS:
+        if iteration + 1 < iterations:
             centres[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),), generator=generator)]
     centres[empty] = vectors[torch.randint(len(vectors), (int(empty.sum()),), generator=generator)]
     return centres, counts

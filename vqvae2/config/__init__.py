@@ -1,7 +1,7 @@
 """The configuration of a run: its fields, its checks, and the values of fields that earlier versions did not have."""
 
 from vqvae2.config.absent import completed
-from vqvae2.config.checks import check, local_batch_size
+from vqvae2.config.checks import check, check_parts, local_batch_size
 from vqvae2.config.fields import (
     SAMPLES_AT_A_TIME,
     AutoencoderConfig,
@@ -12,6 +12,7 @@ from vqvae2.config.fields import (
     LevelGrid,
     MixedPrecision,
     PriorConfig,
+    RunConfig,
     Stage2Config,
     TrainConfig,
     as_dict,
@@ -29,10 +30,12 @@ __all__ = [
     "LevelGrid",
     "MixedPrecision",
     "PriorConfig",
+    "RunConfig",
     "Stage2Config",
     "TrainConfig",
     "as_dict",
     "check",
+    "check_parts",
     "completed",
     "compression_ratio",
     "level_grids",

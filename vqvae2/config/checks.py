@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vqvae2.config.fields import AutoencoderConfig, Config, EvaluationConfig, ImagesConfig, PriorConfig, TrainConfig
@@ -32,7 +32,19 @@ class Requirement(NamedTuple):
 
 def check(config: Config) -> None:
     """Raise a UserError that lists every field whose value is not valid."""
-    failed = [x for x in _requirements(config) if not x.holds]
+    _refuse(_requirements(config))
+
+
+def check_parts(
+    images: ImagesConfig, train: TrainConfig, evaluation: EvaluationConfig, others: Iterable[Requirement]
+) -> None:
+    """Check the sections of a configuration that is not a run's, as `check` does; `others` are its own requirements."""
+    parts = [*_image_requirements(images), *_train_requirements("train", train), *_evaluation_requirements(evaluation)]
+    _refuse([*parts, *others])
+
+
+def _refuse(requirements: Iterable[Requirement]) -> None:
+    failed = [x for x in requirements if not x.holds]
     if failed:
         raise UserError("\n".join(f"{x.key}: {x.value!r} is not valid: {x.right}" for x in failed))
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 SAMPLES_AT_A_TIME = 16  # images per batch of each process, unless a batch size is given
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
@@ -270,6 +271,16 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+
+
+class RunConfig(Protocol):
+    """What the preparation of a training needs of a configuration: the run directory and the trackers."""
+
+    @property
+    def run_dir(self) -> str: ...
+
+    @property
+    def trackers(self) -> Sequence[str]: ...
 
 
 class LevelGrid(NamedTuple):

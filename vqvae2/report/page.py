@@ -42,7 +42,7 @@ def write_report(run_dir: Path, evaluation: dict[str, Any] | None = None) -> Pat
     if newest and not pictures:
         pictures = [
             Picture(
-                _picture(newest[-1]),
+                picture(newest[-1]),
                 "Rows of held-out images, reconstructions from the coarsest codes only, and from all codes",
                 f"{RECONSTRUCTIONS} ({newest[-1].stem})",
             )
@@ -76,7 +76,7 @@ def _curves(run_dir: Path, evaluation: dict[str, Any]) -> list[Picture]:
         if known:
             last = "; ".join(f"{name} {points[-1][1]:.4g}" for name, points in known.items())
             alternative = f"Plot: {caption} Last values: {last}"
-            curves.append(Picture(_data_url(plot(known, x, y, logarithmic), "svg+xml"), alternative, caption))
+            curves.append(Picture(data_url(plot(known, x, y, logarithmic), "svg+xml"), alternative, caption))
 
     lines = read_metrics(run_dir / "stage1" / "metrics.jsonl")
     squared = {
@@ -132,23 +132,23 @@ def _evaluation_pictures(run_dir: Path) -> list[Picture]:
     }
     directory = run_dir / "evaluation" / "comparison"
     return [
-        Picture(_picture(directory / f"{name}.png"), alternative, caption)
+        Picture(picture(directory / f"{name}.png"), alternative, caption)
         for name, (alternative, caption) in shown.items()
         if (directory / f"{name}.png").exists()
     ]
 
 
-def _picture(path: Path) -> str:
+def picture(path: Path) -> str:
     """Data URL of an image file: unchanged if small, else downscaled and converted to JPEG."""
     with Image.open(path) as image:
         image.load()
     if image.width * image.height <= 500_000:
-        return _data_url(path.read_bytes(), "png")
+        return data_url(path.read_bytes(), "png")
     image.thumbnail((WIDEST, 2 * WIDEST), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return _data_url(file.getvalue(), "jpeg")
+    return data_url(file.getvalue(), "jpeg")
 
 
-def _data_url(content: bytes, kind: str) -> str:
+def data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -95,6 +95,28 @@ def parse_config(
     return config, {name: values[name] for name in options}
 
 
+def parse_sections(
+    kind: type[T],
+    description: str,
+    default_config: Path,
+    arguments: Sequence[str] | None = None,
+) -> T:
+    """Parse a configuration that is not a run's, of the dataclass `kind`; otherwise as `parse_config`."""
+    parser = OneLineParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help=f"Path of the YAML file (default: {default_config.name})")
+    parser.add_class_arguments(kind)
+    files, flags = _config_and_flags(sys.argv[1:] if arguments is None else arguments)
+    given = flag_values(flags, set(kind.__dataclass_fields__))
+    if files != [""] and not HELP.intersection(flags):
+        check_names(given, kind, spelt="--{}")
+        for file in reversed(files or [str(default_config)]):
+            given = merged(read_file(Path(file)), given)
+        check_names(given, kind)
+        files = [_as_text(given)]
+    values = parser.instantiate(parser.parse_args([*(x for file in files for x in ("--config", file)), *flags]))
+    return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+
+
 def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate the files of --config from all other arguments."""
     rest = list(arguments)

@@ -18,7 +18,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
-from vqvae2.config import Config, MixedPrecision, TrainConfig, as_dict
+from vqvae2.config import MixedPrecision, RunConfig, TrainConfig, as_dict
 from vqvae2.errors import ToldError, UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.precision import resolve_precision
@@ -93,12 +93,12 @@ def start_accelerator(
     )
 
 
-def start_training_accelerator(key: str, train: TrainConfig, config: Config, directory: Path) -> Accelerator:
+def start_training_accelerator(key: str, train: TrainConfig, config: RunConfig, directory: Path) -> Accelerator:
     """Create an Accelerator for a training stage, see `start_accelerator`."""
     return start_accelerator(key, train.mixed_precision, train.gradient_accumulation_steps, config.trackers, directory)
 
 
-def start_trackers(accelerator: Accelerator, config: Config, directory: Path) -> None:
+def start_trackers(accelerator: Accelerator, config: RunConfig, directory: Path) -> None:
     """Start the configured trackers, or resume those of a stopped stage.
 
     Args:

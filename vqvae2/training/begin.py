@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vqvae2.config import Config, TrainConfig, as_dict
+from vqvae2.config import RunConfig, TrainConfig, as_dict
 from vqvae2.errors import UserError
 from vqvae2.run.directory import compare_configuration, record_configuration, write_atomically
 from vqvae2.run.environment import describe_environment
@@ -51,7 +51,7 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
 
 
 @contextmanager
-def recorded(directory: Path, sections: dict[str, Any], config: Config, accelerator: Accelerator) -> Iterator[None]:
+def recorded(directory: Path, sections: dict[str, Any], config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
     """Context manager that locks the stage's directory, records the configuration and starts the trackers.
 
     It writes the stage's config.yaml and environment.json, and the config.yaml of the run, which contains the whole

@@ -1,0 +1,51 @@
+"""Checks of the configuration of a comparison, before anything is written."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from vqvae2.config import check_parts
+from vqvae2.config.checks import Requirement
+from vqvae2.family.config import FamilyConfig
+from vqvae2.family.members import check_names
+
+LARGEST_SIDE = 64  # pixels; all images are kept in memory
+NOT_NEGATIVE = ("beta", "adversarial_weight", "residual_layers")  # 0 is valid
+
+
+def check_family(config: FamilyConfig) -> None:
+    """Raise a UserError that lists every field whose value is not valid."""
+    check_parts(config.images, config.train, config.evaluation, _requirements(config))
+    check_names(config.names, "models")
+
+
+def _requirements(config: FamilyConfig) -> Iterator[Requirement]:
+    members, sides = config.members, config.images.height_width
+    yield Requirement(bool(config.run_dir.strip()), "run_dir", config.run_dir, "use the path of a folder")
+    yield Requirement(config.seed >= 0, "seed", config.seed, "use an integer, 0 or more")
+    yield Requirement(config.test_images >= 2, "test_images", config.test_images, "use 2 or more")
+    grey = config.images.channels == 1 or not config.binarise
+    yield Requirement(grey, "binarise", True, "use false, or set images.channels to 1: only grayscale is binarized")
+    yield Requirement(
+        max(sides) <= LARGEST_SIDE, "images.size", config.images.size, f"use sides of {LARGEST_SIDE} or less"
+    )
+    stride = members.stride
+    power = stride >= 2 and stride & (stride - 1) == 0
+    yield Requirement(power, "members.stride", stride, "use a power of two, 2 or more")
+    multiple = max(4, stride)  # VQ-VAE has strides 4 and 2
+    divides = all(side > 0 and side % multiple == 0 for side in sides)
+    yield Requirement(divides, "images.size", config.images.size, f"use multiples of {multiple}")
+    causal = [name for name in config.names if name.startswith("pixelcnn")]
+    yield Requirement(
+        config.images.channels == 1 or not causal,
+        "models",
+        config.models,
+        f"leave out {', '.join(causal)}, or set images.channels to 1",
+    )
+    odd = members.causal_kernel_size >= 3 and members.causal_kernel_size % 2 == 1
+    yield Requirement(odd, "members.causal_kernel_size", members.causal_kernel_size, "use an odd number, 3 or more")
+    yield Requirement(members.delta > 0, "members.delta", members.delta, "use a number above 0")
+    for field in fields(members):
+        value = getattr(members, field.name)
+        least = 0 if field.name in NOT_NEGATIVE else 2 if field.name in ("hidden_channels", "codebook_size") else 1
+        if field.name not in ("delta", "conditional_prior"):
+            yield Requirement(value >= least, f"members.{field.name}", value, f"use {least} or more")

@@ -1,0 +1,96 @@
+"""comparison.html: a self-contained page with a row for each model, its pictures, and rates over the steps."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from vqvae2.config import as_dict
+from vqvae2.family.config import FamilyConfig
+from vqvae2.family.training import model_dir
+from vqvae2.report.page import data_url, picture
+from vqvae2.report.plots import plot, points_of
+from vqvae2.run.directory import write_atomically
+from vqvae2.training.metrics_log import read_metrics
+
+
+class Column(NamedTuple):
+    """A column of the table: key of the figure, heading and meaning."""
+
+    key: str
+    heading: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("parameters", "parameters", "number of trained parameters"),
+    Column("reconstruction_mse", "error", "mean squared error of reconstructions of held-out pixels in [-1, 1]"),
+    Column("rate", "rate", "nats per image: KL divergence of the posterior from the prior, or -log p(codes)"),
+    Column("distortion", "distortion", "nats per image: -log p(x | latents)"),
+    Column("bound", "bound", "nats per image: upper bound on -log p(x), importance-weighted where latents are drawn"),
+    Column("bits_per_dimension", "bits/dim", "the bound in bits per pixel value"),
+    Column("exchange_loss", "exchange", "nats per image lost when the decoder gets the latents of another image"),
+    Column("use", "in use", "active units of all, or share of the codes in use by level"),
+    Column("fid", "FID", "Frechet distance of samples from training images in the features of a classifier"),
+    Column("classification_accuracy", "CAS", "accuracy on held-out images of a classifier trained on samples"),
+    Column("seconds", "seconds", "of training"),
+)
+PICTURES = {
+    "train": "Training images above their reconstructions",
+    "validation": "Held-out images above their reconstructions",
+    "samples": "Samples",
+}
+CURVES_AT_ONCE = 4  # lines in a plot
+
+
+def write_page(config: FamilyConfig, figures: dict[str, dict[str, Any]]) -> None:
+    """Write comparison.html from the figures of each model and the pictures in its folder."""
+    evaluation = Path(config.run_dir) / "evaluation"
+    rows = [(name, [cell(found, column.key) for column in COLUMNS]) for name, found in figures.items()]
+    pictures = [
+        (name, [(picture(evaluation / name / f"{part}.png"), text) for part, text in PICTURES.items()])
+        for name in figures
+    ]
+    template = Environment(loader=PackageLoader("vqvae2.family", "."), autoescape=True, trim_blocks=True).get_template(
+        "comparison.html.j2"
+    )
+    page = template.render(
+        name=Path(config.run_dir).resolve().name,
+        columns=COLUMNS,
+        rows=rows,
+        pictures=pictures,
+        curves=_curves(config, list(figures)),
+        configuration=yaml.safe_dump(as_dict(config), sort_keys=False),
+    )
+    write_atomically(Path(config.run_dir) / "comparison.html", page.encode())
+
+
+def cell(figures: dict[str, Any], key: str) -> str:
+    """The text of a figure; empty where the model defines none."""
+    if key == "use":
+        if figures["active_units"] is not None:
+            return f"{figures['active_units']} of {figures['units']}"
+        usage = figures["codebook_usage"] or {}
+        return ", ".join(f"{level} {found['usage']:.0%}" for level, found in usage.items())
+    value = figures[key]
+    if value is None:
+        return ""
+    if key == "classification_accuracy":
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
+    """Data URLs and captions of plots of the rate on held-out images over the steps."""
+    series = {
+        name: points_of(read_metrics(model_dir(config, name) / "metrics.jsonl"), "validation", "rate") for name in names
+    }
+    known = [(name, points) for name, points in series.items() if points]
+    curves = []
+    for first in range(0, len(known), CURVES_AT_ONCE):
+        shown = dict(known[first : first + CURVES_AT_ONCE])
+        last = ", ".join(f"{name} {points[-1][1]:.3g}" for name, points in shown.items())
+        caption = f"Rate on held-out images over the steps, in nats per image. At the end: {last}."
+        curves.append((data_url(plot(shown, "step", "rate, nats per image"), "svg+xml"), caption))
+    return curves

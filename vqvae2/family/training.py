@@ -1,0 +1,179 @@
+"""Training of one model of the family with the loop of the stages."""
+
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vqvae2.config import as_dict, local_batch_size
+from vqvae2.family.config import FamilyConfig
+from vqvae2.family.member import Member, Setting
+from vqvae2.family.members import MEMBERS
+from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
+from vqvae2.images.sources import Splits
+from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.model_files import export_model, load_weights, read_description, read_weights
+from vqvae2.run.precision import widest_float
+from vqvae2.run.seeding import keyed_generator
+from vqvae2.training.begin import begin_training, recorded
+from vqvae2.training.loop import train
+from vqvae2.training.metrics_log import MetricsLog
+from vqvae2.training.objective import Loss, Reduce
+from vqvae2.training.optimiser import BETAS
+from vqvae2.training.order import StepOrder, in_order
+from vqvae2.training.window import share_of, validation_window
+
+VALIDATION_IMAGES = 256  # on which rate and distortion are computed during training
+
+
+class MemberObjective:
+    """The objective of a model of the family: what the training loop asks, passed on to the model."""
+
+    betas = BETAS
+    validated_by = None
+
+    def __init__(self, member: Member):
+        self.module = member
+        self.rate_factors: dict[nn.Parameter, float] = member.rate_factors()
+        self.matrices: Collection[nn.Parameter] = member.matrices()
+
+    @property
+    def start_step(self) -> int | None:
+        return self.module.start_step
+
+    def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
+        self.module.start(batches, reduce)
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        return model(batch, step)
+
+    def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
+        self.module.end_step(step, applied, reduce)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.module.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.module.load_state(state)
+
+
+def model_dir(config: FamilyConfig, name: str) -> Path:
+    """Directory of the training of a model."""
+    return Path(config.run_dir) / "models" / name
+
+
+def build_member(name: str, config: FamilyConfig, splits: Splits) -> Member:
+    """A new model, randomly initialized from the seed."""
+    setting = Setting(
+        config.members,
+        config.images.channels,
+        config.images.height_width,
+        len(splits.train.classes),
+        "bernoulli" if config.binarise else "gaussian",
+        config.train.batch_size,
+        config.train.total_steps,
+        config.seed,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return MEMBERS[name](setting)
+
+
+def load_member(name: str, config: FamilyConfig, splits: Splits) -> Member:
+    """The trained model, in eval mode.
+
+    Raises:
+        UserError: the model has not been trained, or its files are damaged.
+    """
+    directory, made_by = model_dir(config, name), "pipelines/compare.py"
+    weights = read_weights(directory, read_description(directory, made_by), made_by)
+    member = build_member(name, config, splits)
+    load_weights(member, weights, directory / "model.safetensors", "model.json")
+    return member.eval().requires_grad_(False)
+
+
+def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> None:
+    """Train a model to `train.total_steps` and export it, resuming from its newest checkpoint.
+
+    Raises:
+        UserError: the configuration differs from the one that the model was started with, or the loss is not finite.
+    """
+    directory, settings = model_dir(config, name), config.train
+    keys = ("images", "binarise", "members", "train", "seed")
+    sections = {key: as_dict(config)[key] for key in keys}
+    accumulation = settings.gradient_accumulation_steps
+    local_batch = local_batch_size("train.batch_size", settings.batch_size, accelerator.num_processes, accumulation)
+    if not begin_training(directory, sections, settings, accelerator):
+        return
+    member = build_member(name, config, splits).to(accelerator.device)
+
+    def batches(first_step: int) -> Iterator[ImageBatch]:
+        place = (accelerator.process_index, accelerator.num_processes)
+        order = StepOrder(len(splits.train), settings.batch_size, config.seed, first_step, accumulation, *place)
+        flip = Augmentation(config.seed, config.images.horizontal_flip, None)
+        return load_batches(splits.train, order, workers=0, augmentation=flip)
+
+    def describe() -> dict[str, Any]:
+        mine = in_order(share_of(list(range(len(splits.train))), accelerator), local_batch)
+        with torch.no_grad():
+            member.eval().finish(_on_device(load_batches(splits.train, mine, 0), accelerator), accelerator.reduce)
+        return {"kind": name}
+
+    with recorded(directory, sections, config, accelerator):
+        if member.closed_form:
+            began = time.monotonic()
+            description = {**describe(), "step": settings.total_steps}
+            with refusals_reach_all(accelerator):
+                if accelerator.is_main_process:
+                    seconds = {"seconds": time.monotonic() - began}
+                    MetricsLog(directory / "metrics.jsonl", 0).write(settings.total_steps, "train", seconds)
+                    export_model(directory, member.state_dict(), description)
+        else:
+            window = validation_window(len(splits.validation), VALIDATION_IMAGES)
+
+            def validate(step: int) -> dict[str, float]:
+                return validation(member, splits, window, local_batch, accelerator)
+
+            objective = MemberObjective(member)
+            train(objective, batches, validate, settings, directory, config.seed, accelerator, describe)
+    for tracker in accelerator.trackers:  # end_training would also end the process group, which the next model needs
+        tracker.finish()
+    accelerator.trackers = []
+
+
+def validation(
+    member: Member, splits: Splits, window: list[int], batch_size: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """Mean squared error of reconstructions, of pixels in [-1, 1], and rate and distortion in nats per image."""
+    sums: dict[str, Tensor] = {}
+    groups = share_of(list(range(len(in_order(window, batch_size)))), accelerator)
+    everything = in_order(window, batch_size)
+    for number, batch in zip(
+        groups,
+        _on_device(load_batches(splits.validation, [everything[i] for i in groups], 0), accelerator),
+        strict=True,
+    ):
+        generator = keyed_generator(member.setting.seed, "validation", number)
+        errors = (member.reconstruct(batch.images, batch.labels).float() - batch.images.float()) / 127.5
+        found = {"images": torch.ones(len(errors)), "mse": errors.square().mean(dim=(1, 2, 3))}
+        bound = member.bound(batch.images, batch.labels, generator)
+        if bound is not None:
+            found |= {"rate": bound.rate} | ({} if bound.distortion is None else {"distortion": bound.distortion})
+        sums = {key: sums.get(key, 0) + x.to(widest_float(x.device)).sum() for key, x in found.items()}
+    return means_over_processes(sums, accelerator)
+
+
+def means_over_processes(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Divide the sums of all processes by the number of images, which is the sum `images`."""
+    totals = accelerator.reduce(torch.stack([x.to(accelerator.device) for x in sums.values()])).tolist()
+    found = dict(zip(sums, totals, strict=True))
+    count = found.pop("images")
+    return {key: x / count for key, x in found.items()}
+
+
+def _on_device(batches: Iterator[ImageBatch], accelerator: Accelerator) -> Iterator[ImageBatch]:
+    return (ImageBatch(*(x.to(accelerator.device) for x in batch)) for batch in batches)
