@@ -85,16 +85,17 @@ def training_cost(
             activations, forward = live.now - before, counter.get_total_flops()
             total.backward()
             del total
-            passes = counter.get_total_flops()
-            nn.utils.clip_grad_norm_(trained, train.gradient_clip or float("inf"))
+        passes = counter.get_total_flops()
+        nn.utils.clip_grad_norm_(trained, train.gradient_clip or float("inf"))
+        with operation_counter() as counter:  # Muon's matrix products
             optimiser.step()
-            optimiser.zero_grad()
-            objective.end_step(step, applied, lambda tensor: tensor)
-            if average:
-                average.update(step, applied)
-            rest = counter.get_total_flops() - passes
+        optimiser.zero_grad()
+        objective.end_step(step, applied, lambda tensor: tensor)
+        if average:
+            average.update(step, applied)
+        rest = counter.get_total_flops()
 
-        state = {key: x for key, x in optimiser_state(optimiser, module).items()}
+        state = optimiser_state(optimiser, module)
         averages = average.averages if average else {}
         copies = best.state() if best else {}
         groups = (module.state_dict(), state, objective.state(), averages, copies)

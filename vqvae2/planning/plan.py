@@ -184,7 +184,9 @@ def _cores(rate: float, decoding: dict[str, float]) -> Column:
 
 def _heading(setting: Setting) -> str:
     images = f"{setting.num_images:,} images" if setting.num_images else "an unknown number of images (--num_images)"
-    return f"{setting.config.run_dir} on {setting.processes} x {setting.name}, {images}, {setting.num_classes:,} classes"
+    return (
+        f"{setting.config.run_dir} on {setting.processes} x {setting.name}, {images}, {setting.num_classes:,} classes"
+    )
 
 
 def _summary(setting: Setting, speeds: list[Speed], columns: dict[str, Column], remedies: list[str]) -> str:
@@ -203,7 +205,9 @@ def _summary(setting: Setting, speeds: list[Speed], columns: dict[str, Column], 
         "Not counted: communication between processes, checkpoints, memory of libraries. A peak is that of live tensors.",
     ]
     if setting.name != "cpu":
-        lines.append("The shares of the peak are assumptions, and starting kernels takes time when sampling; the cores are measured on this machine.")
+        lines.append(
+            "The shares of the peak are assumptions, and starting kernels takes time when sampling; the cores are measured on this machine."
+        )
     if setting.num_classes == ASSUMED_CLASSES:
         lines.append(f"{ASSUMED_CLASSES:,} classes unless --num_classes says otherwise; 0: no classes")
     return "\n".join(lines + [f"does not fit: {line}" for line in remedies])

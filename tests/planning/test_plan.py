@@ -1,0 +1,58 @@
+"""pipelines/plan.py: its table, what it says where a stage does not fit, and bad input."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import refusal, succeed, write_config
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of a table by the name of the row."""
+    lines = (re.split(r"  +", line.strip()) for line in text.splitlines())
+    return {line[0]: line[1:] for line in lines if len(line) > 1}
+
+
+def test_table_has_steps_passes_and_memory(tmp_path: Path) -> None:
+    """Passes follow from steps, batch and images; waves from the grids; nothing is written."""
+    config = write_config(tmp_path, tmp_path / "run")
+    out = succeed("plan", "--config", str(config), "--device", "a100", "--processes", "2", "--num_images", "64")
+    table = rows(out)
+    assert table["images of a process in a pass"] == ["4", "10", "4", "4"]
+    assert table["passes over the images"] == ["0.5"] * 3 and table["steps"] == ["4"] * 3
+    assert table["fits in 72 GiB"] == ["yes"] * 4 and "does not fit" not in out
+    assert "assumed" in out and not (tmp_path / "run").exists()
+
+
+def test_speed_of_the_cpu_is_measured(tmp_path: Path) -> None:
+    """On cpu, the share of a matrix product's rate is measured for each stage."""
+    out = succeed("plan", "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
+    shares = re.findall(r"(\d+)% measured", out)
+    assert len(shares) == 3 and "assumed" not in out
+
+
+def test_a_remedy_is_named_and_fits(tmp_path: Path) -> None:
+    """Where a step is too large, accumulation steps are named with which the plan says that it fits."""
+    flags = ["--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "rtx4090", "--images.size", "256"]
+    flags += ["--priors.bottom.train.batch_size", "4096", "--priors.bottom.layers", "4"]
+    out = succeed("plan", *flags)
+    accumulation = re.search(r"(--priors\.bottom\.train\.gradient_accumulation_steps) (\d+)", out)
+    assert accumulation and rows(out)["fits in 22 GiB"][3] == "NO"
+    again = succeed("plan", *flags, *accumulation.groups())
+    assert rows(again)["fits in 22 GiB"] == ["yes"] * 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--device", "h900"), ("h900", "h100", "cpu")),
+        (("--device", "h100", "--processes", "3"), ("stage1.batch_size", "8", "3 processes")),
+        (("--device", "h100", "--processes", "0"), ("processes", "1 or more")),
+        (("--device", "h100", "--num_images", "-1"), ("num_images", "1 or more")),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    """An unknown device lists the valid ones; processes that do not divide the batch are refused with the numbers."""
+    message = refusal("plan", "--config", str(write_config(tmp_path, tmp_path / "run")), *flags)
+    assert all(word in message for word in words), message
