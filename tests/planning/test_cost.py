@@ -1,4 +1,4 @@
-"""The plan's operations, memory and sizes, compared with closed forms and with what real training steps and files take."""
+"""The plan's operations, memory and sizes, compared with closed forms and with real training steps and files."""
 
 import json
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_peak_is_within_15_percent_of_that_of_a_training_step(tmp_path: Path, in
 
 
 def test_accumulation_holds_gradients_and_repeats_the_passes(tmp_path: Path) -> None:
-    """With accumulation, gradients are held during the forward pass, and each pass is counted; checkpointing adds one."""
+    """With accumulation, gradients are held during the forward pass, and each pass counts; checkpointing adds one."""
     stage = stage_of(tmp_path, 2)
     once, twice = (stage.cost(8, n, False, "no") for n in (1, 2))
     assert once.peak < twice.peak <= once.peak + once.gradients
