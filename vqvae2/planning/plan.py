@@ -202,12 +202,11 @@ def _summary(setting: Setting, speeds: list[Speed], columns: dict[str, Column], 
     lines = [
         f"{samples:,} samples: at least {short(hours)} hours, at most {gib(sample_bytes(setting.config, samples))} GiB",
         f"peak: {speeds[0].peak / 1e12:.3g} TFLOP/s in each process ({device.source})",
-        "Not counted: communication between processes, checkpoints, memory of libraries. A peak is that of live tensors.",
+        "Not counted: communication, writing of checkpoints, memory of libraries. A peak is that of live tensors.",
     ]
     if setting.name != "cpu":
-        lines.append(
-            "The shares of the peak are assumptions, and starting kernels takes time when sampling; the cores are measured on this machine."
-        )
+        lines.append("The shares of the peak are assumptions. Sampling also takes the time to start kernels.")
+        lines.append("Cores to load images are those of this machine.")
     if setting.num_classes == ASSUMED_CLASSES:
         lines.append(f"{ASSUMED_CLASSES:,} classes unless --num_classes says otherwise; 0: no classes")
     return "\n".join(lines + [f"does not fit: {line}" for line in remedies])
