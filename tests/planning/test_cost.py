@@ -132,11 +132,11 @@ def test_checkpoint_has_the_planned_size(tiny_run: tuple[Path, Path]) -> None:
 def test_codes_take_the_planned_bytes(tmp_path: Path, side: int) -> None:
     """A store grows by the planned bytes an image, for records smaller and larger than a page."""
     grids = [LevelGrid("top", side, side, 512)]
-    count = 600
+    count = 2000
     writer = CodeWriter(tmp_path / "codes.lmdb", Header(grids, [], count, "no", ""))
     record = Codes({"top": torch.zeros(side, side, dtype=torch.long)}, 0, "n01440764/image_0000.jpg")
-    for _ in range(0, count, 100):
-        writer.write([record] * 100)
+    for _ in range(0, count, 500):
+        writer.write([record] * 500)
     writer.close()
     size = sum(file.stat().st_blocks * 512 for file in (tmp_path / "codes.lmdb").glob("data.mdb"))
     assert count * record_bytes(grids) == pytest.approx(size, rel=0.1)

@@ -1,11 +1,24 @@
 """pipelines/plan.py: its table, what it says where a stage does not fit, and bad input."""
 
+import io
 import re
+import runpy
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import refusal, succeed, write_config
+from tests.conftest import ROOT, refusal, write_config
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """Run the script in this process and return what it prints."""
+    monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "pipelines" / "plan.py"), run_name="__main__")
+    assert ended.value.code == 0
+    return said.getvalue()
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -14,10 +27,10 @@ def rows(text: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines if len(line) > 1}
 
 
-def test_table_has_steps_passes_and_memory(tmp_path: Path) -> None:
+def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes follow from steps, batch and images; waves from the grids; nothing is written."""
     config = write_config(tmp_path, tmp_path / "run")
-    out = succeed("plan", "--config", str(config), "--device", "a100", "--processes", "2", "--num_images", "64")
+    out = planned(monkeypatch, "--config", str(config), "--device", "a100", "--processes", "2", "--num_images", "64")
     table = rows(out)
     assert table["images of a process in a pass"] == ["4", "10", "4", "4"]
     assert table["passes over the images"] == ["0.5"] * 3 and table["steps"] == ["4"] * 3
@@ -25,21 +38,21 @@ def test_table_has_steps_passes_and_memory(tmp_path: Path) -> None:
     assert "assumed" in out and not (tmp_path / "run").exists()
 
 
-def test_speed_of_the_cpu_is_measured(tmp_path: Path) -> None:
+def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On cpu, the share of a matrix product's rate is measured for each stage."""
-    out = succeed("plan", "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
+    out = planned(monkeypatch, "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
     shares = re.findall(r"(\d+)% measured", out)
     assert len(shares) == 3 and "assumed" not in out
 
 
-def test_a_remedy_is_named_and_fits(tmp_path: Path) -> None:
+def test_a_remedy_is_named_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a step is too large, accumulation steps are named with which the plan says that it fits."""
     flags = ["--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "rtx4090", "--images.size", "256"]
     flags += ["--priors.bottom.train.batch_size", "4096", "--priors.bottom.layers", "4"]
-    out = succeed("plan", *flags)
+    out = planned(monkeypatch, *flags)
     accumulation = re.search(r"(--priors\.bottom\.train\.gradient_accumulation_steps) (\d+)", out)
     assert accumulation and rows(out)["fits in 22 GiB"][3] == "NO"
-    again = succeed("plan", *flags, *accumulation.groups())
+    again = planned(monkeypatch, *flags, *accumulation.groups())
     assert rows(again)["fits in 22 GiB"] == ["yes"] * 4
 
 

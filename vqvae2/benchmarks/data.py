@@ -31,17 +31,19 @@ def measure_images(config: Config, repetitions: int) -> list[Row]:
     return [{**shared, "way": f"{way}, one core", "images_per_second": x} for way, x in rates.items()]
 
 
-def decoding_rates(config: Config, sizes: Mapping[str, tuple[int, int]], repetitions: int) -> dict[str, float]:
-    """Images per second that one process decodes from JPEG files of each size (width, height)."""
+def decoding_rates(
+    config: Config, sizes: Mapping[str, tuple[int, int]], repetitions: int, count: int = FILES
+) -> dict[str, float]:
+    """Images per second that one process decodes from JPEG files, `count` of each size (width, height)."""
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, list[Path]] = {}
         for way, size in sizes.items():
-            files[way] = [Path(folder) / f"{way}_{i}.jpg" for i in range(FILES)]
+            files[way] = [Path(folder) / f"{way}_{i}.jpg" for i in range(count)]
             for i, path in enumerate(files[way]):
                 _photograph(size, seed=i).save(path, quality=QUALITY)
         ways = {way: partial(_read, paths, config) for way, paths in files.items()}
         seconds = seconds_per_call(ways, CPU, repetitions)
-    return {way: FILES / x for way, x in seconds.items()}
+    return {way: count / x for way, x in seconds.items()}
 
 
 def measure_codes(config: Config, repetitions: int) -> list[Row]:

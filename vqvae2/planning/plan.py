@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from vqvae2.benchmarks.data import decoding_rates
+from vqvae2.benchmarks.timing import seconds_per_call
 from vqvae2.config import SAMPLES_AT_A_TIME, Config, level_grids, local_batch_size
 from vqvae2.errors import UserError
 from vqvae2.images.shapes import CLASSES
@@ -170,9 +171,7 @@ def _sampling(stage: Stage, cost: TrainingCost, batch: int, speed: Speed, settin
 def _decoding(config: Config) -> dict[str, float]:
     """Images per second of one core of this machine, for files of two sizes or for drawn shapes."""
     if config.images.source != "shapes":
-        return decoding_rates(config, FILES, 1)
-    from vqvae2.benchmarks.timing import seconds_per_call
-
+        return decoding_rates(config, FILES, repetitions=3, count=2)
     draw = DrawnShapes(config.images, config.seed, "train")
     seconds = seconds_per_call({"draw": lambda: [draw(i) for i in range(8)]}, CPU, 1)
     return {"drawn": 8 / seconds["draw"]}

@@ -7,6 +7,8 @@ from vqvae2.training.checkpoints import KEPT
 PAGE = 4096  # bytes of a page of LMDB
 PAGE_HEADER = 16
 LARGEST_ENTRY = (PAGE - PAGE_HEADER) // 2 - 2  # larger records have pages of their own
+SPLIT_IN_HALF = (PAGE - PAGE_HEADER) // 16  # LMDB splits a full page of at least FEW entries up to this size in half
+FEW = 20
 ENTRY = 8 + 8 + 2  # header, key and pointer of an entry
 NAME = 24  # bytes of an image's name, such as n01440764/n01440764_10026.JPEG
 
@@ -17,7 +19,10 @@ def record_bytes(grids: list[LevelGrid]) -> int:
     if ENTRY + content > LARGEST_ENTRY:
         return -(-(PAGE_HEADER + content) // PAGE) * PAGE + ENTRY + 8
     entry = ENTRY + content + content % 2
-    return -(-PAGE // ((PAGE - PAGE_HEADER) // entry))
+    a_page = (PAGE - PAGE_HEADER) // entry
+    if entry <= SPLIT_IN_HALF and a_page >= FEW:
+        a_page //= 2
+    return -(-PAGE // a_page)
 
 
 def checkpoint_disk_bytes(checkpoint: int, model: int) -> int:
