@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, refusal, write_config
+from vqvae2.planning.remedies import remedy
+from vqvae2.planning.stages import training_stages
+from vqvae2.run.command_line import parse_config
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
@@ -45,15 +48,20 @@ def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(shares) == 3 and "assumed" not in out
 
 
-def test_a_remedy_is_named_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a step is too large, accumulation steps are named with which the plan says that it fits."""
-    flags = ["--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "rtx4090", "--images.size", "256"]
-    flags += ["--priors.bottom.train.batch_size", "4096", "--priors.bottom.layers", "4"]
-    out = planned(monkeypatch, *flags)
-    accumulation = re.search(r"(--priors\.bottom\.train\.gradient_accumulation_steps) (\d+)", out)
-    assert accumulation and rows(out)["fits in 22 GiB"][3] == "NO"
-    again = planned(monkeypatch, *flags, *accumulation.groups())
-    assert rows(again)["fits in 22 GiB"] == ["yes"] * 4
+def test_a_remedy_is_named_and_fits(tmp_path: Path) -> None:
+    """Where a step is too large, accumulation steps are named with which it fits; too small a memory is said, too."""
+    config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
+    stage = training_stages(config, 8)[2]
+    cost = stage.cost(64, 1, False, "no")
+    limit = cost.peak / 2
+    line = remedy(stage, {False: cost}, 64, "no", limit)
+    named = re.fullmatch(
+        r"prior bottom: --priors.bottom.train.gradient_accumulation_steps (\d+) \(batch (\d+), .*", line
+    )
+    assert named, line
+    accumulation, batch = map(int, named.groups())
+    assert accumulation * batch == 64 and stage.cost(batch, accumulation, False, "no").peak <= limit
+    assert "more memory" in remedy(stage, {False: cost}, 64, "no", cost.parameters)
 
 
 @pytest.mark.parametrize(
