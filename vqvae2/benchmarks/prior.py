@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqvae2.benchmarks.operations import operation_counter
+from vqvae2.benchmarks.operations import OperationCounter
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
@@ -38,12 +38,12 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
         accelerator = start_accelerator(f"priors.{name}.train", train.mixed_precision)
         prior = new_prior(config, name).to(accelerator.device)
         step = _training_step(prior, train, accelerator)
-        with operation_counter() as counter:
+        with OperationCounter() as counter:
             step()
         memory = peak_memory_gib(accelerator.device)
         product = matrix_product(accelerator)
         seconds = seconds_per_call({"step": step, "product": product}, accelerator.device, repetitions)
-        rate = counter.get_total_flops() / seconds["step"]
+        rate = counter.total / seconds["step"]
         limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
         grid = (prior.grid.height, prior.grid.width)
         shared = conditions("prior", grid, train.batch_size, accelerator.mixed_precision, accelerator.device)
@@ -198,6 +198,6 @@ def _flops_per_code(
     cache = Cache(prior, front, batch, coarser, labels)
     front.begin(front.num_waves // 2)
     front.update()
-    with operation_counter() as counter:
+    with OperationCounter() as counter:
         cache.write(cache.logits().argmax(2))
-    return counter.get_total_flops() / (batch * front.codes_in(front.num_waves // 2))
+    return counter.total / (batch * front.codes_in(front.num_waves // 2))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
-from vqvae2.benchmarks.operations import operation_counter
+from vqvae2.benchmarks.operations import OperationCounter
 from vqvae2.config import TrainConfig
 from vqvae2.planning.fake import LiveBytes, replace_tensors
 from vqvae2.training.average import WeightAverage
@@ -79,21 +79,21 @@ def training_cost(
             _set_gradients(trained)
         before = live.peak = live.now
 
-        with operation_counter() as counter:
+        with OperationCounter() as counter:
             with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
                 total = objective.loss(module, batch, step).total
-            activations, forward = live.now - before, counter.get_total_flops()
+            activations, forward = live.now - before, counter.total
             total.backward()
             del total
-        passes = counter.get_total_flops()
+        passes = counter.total
         nn.utils.clip_grad_norm_(trained, train.gradient_clip or float("inf"))
-        with operation_counter() as counter:  # Muon's matrix products
+        with OperationCounter() as counter:  # Muon's matrix products
             optimiser.step()
         optimiser.zero_grad()
         objective.end_step(step, applied, lambda tensor: tensor)
         if average:
             average.update(step, applied)
-        rest = counter.get_total_flops()
+        rest = counter.total
 
         state = optimiser_state(optimiser, module)
         averages = average.averages if average else {}
@@ -124,11 +124,11 @@ class EncodingCost(NamedTuple):
 
 def encoding_cost(autoencoder: Autoencoder, images: Callable[[], Tensor], precision: str) -> EncodingCost:
     """The cost of encoding the images of one process in one batch; `autoencoder` is a result of `without_memory`."""
-    with FakeTensorMode(), LiveBytes() as live, torch.no_grad(), operation_counter() as counter:
+    with FakeTensorMode(), LiveBytes() as live, torch.no_grad(), OperationCounter() as counter:
         replace_tensors(autoencoder)
         with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             autoencoder.encode(images())
-        return EncodingCost(live.peak, counter.get_total_flops())
+        return EncodingCost(live.peak, counter.total)
 
 
 def _set_gradients(parameters: list[nn.Parameter]) -> None:
