@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [  # modules and subpackages, top layer first; each imports only from those after it
     "stages",
+    "planning",
     "benchmarks",
     "family",
     "evaluation",

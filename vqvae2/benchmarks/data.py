@@ -1,6 +1,7 @@
 """Speed of decoding images and of reading codes, on one CPU core."""
 
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,16 +26,24 @@ CPU = torch.device("cpu")
 
 def measure_images(config: Config, repetitions: int) -> list[Row]:
     """Measure how many images per second one process decodes and resizes to the configured size."""
+    rates = decoding_rates(config, PHOTOGRAPHS, repetitions)
+    shared = conditions("images", config.images.height_width, 1, "uint8", CPU)
+    return [{**shared, "way": f"{way}, one core", "images_per_second": x} for way, x in rates.items()]
+
+
+def decoding_rates(
+    config: Config, sizes: Mapping[str, tuple[int, int]], repetitions: int, count: int = FILES
+) -> dict[str, float]:
+    """Images per second that one process decodes from JPEG files, `count` of each size (width, height)."""
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, list[Path]] = {}
-        for way, size in PHOTOGRAPHS.items():
-            files[way] = [Path(folder) / f"{way}_{i}.jpg" for i in range(FILES)]
+        for way, size in sizes.items():
+            files[way] = [Path(folder) / f"{way}_{i}.jpg" for i in range(count)]
             for i, path in enumerate(files[way]):
                 _photograph(size, seed=i).save(path, quality=QUALITY)
         ways = {way: partial(_read, paths, config) for way, paths in files.items()}
         seconds = seconds_per_call(ways, CPU, repetitions)
-    shared = conditions("images", config.images.height_width, 1, "uint8", CPU)
-    return [{**shared, "way": f"{way}, one core", "images_per_second": FILES / x} for way, x in seconds.items()]
+    return {way: count / x for way, x in seconds.items()}
 
 
 def measure_codes(config: Config, repetitions: int) -> list[Row]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from vqvae2.benchmarks.operations import OperationCounter
 from vqvae2.benchmarks.report import Row, conditions
 from vqvae2.benchmarks.timing import peak_memory_gib, seconds_per_call, update
 from vqvae2.codes.loading import CodeBatch
@@ -38,12 +38,12 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
         accelerator = start_accelerator(f"priors.{name}.train", train.mixed_precision)
         prior = new_prior(config, name).to(accelerator.device)
         step = _training_step(prior, train, accelerator)
-        with FlopCounterMode(display=False) as counter:
+        with OperationCounter() as counter:
             step()
         memory = peak_memory_gib(accelerator.device)
-        product = _matrix_product(accelerator)
+        product = matrix_product(accelerator)
         seconds = seconds_per_call({"step": step, "product": product}, accelerator.device, repetitions)
-        rate = counter.get_total_flops() / seconds["step"]
+        rate = counter.total / seconds["step"]
         limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
         grid = (prior.grid.height, prior.grid.width)
         shared = conditions("prior", grid, train.batch_size, accelerator.mixed_precision, accelerator.device)
@@ -70,7 +70,7 @@ def measure_sample(config: Config, repetitions: int) -> list[Row]:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     rows: list[Row] = []
     priors = [new_prior(config, name).to(accelerator.device, dtype).eval() for name in config.priors]
-    product = seconds_per_call({"product": _matrix_product(accelerator)}, accelerator.device, repetitions)
+    product = seconds_per_call({"product": matrix_product(accelerator)}, accelerator.device, repetitions)
     limit = 2 * PRODUCT_SIDE**3 / product["product"]
     for batch in SAMPLING_BATCHES:
         of_levels = [row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, limit)]
@@ -132,9 +132,10 @@ def _training_step(prior: Prior, train: TrainConfig, accelerator: Accelerator) -
     return step
 
 
-def _matrix_product(accelerator: Accelerator) -> Callable[[], None]:
+def matrix_product(accelerator: Accelerator, side: int = PRODUCT_SIDE) -> Callable[[], None]:
+    """A function that multiplies two square matrices in the accelerator's precision."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    a, b = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=accelerator.device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=accelerator.device).to(dtype) for _ in range(2))
 
     def product() -> None:
         torch.mm(a, b)
@@ -197,6 +198,6 @@ def _flops_per_code(
     cache = Cache(prior, front, batch, coarser, labels)
     front.begin(front.num_waves // 2)
     front.update()
-    with FlopCounterMode(display=False) as counter:
+    with OperationCounter() as counter:
         cache.write(cache.logits().argmax(2))
-    return counter.get_total_flops() / (batch * len(front.rows))
+    return counter.total / (batch * front.codes_in(front.num_waves // 2))

@@ -1,0 +1,57 @@
+"""Peak speed and memory of devices."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+from vqvae2.errors import UserError
+
+USABLE = 0.9  # of a device's memory; the rest is left for the CUDA context, workspaces and fragmentation
+
+
+class Device(NamedTuple):
+    """A device that a run is planned for.
+
+    Attributes:
+        memory_gib: memory in GiB.
+        bf16: peak of dense bf16 or fp16 matrix products with float32 sums in TFLOP/s; 0: not known.
+        float32: peak of float32 matrix products without TF32 in TFLOP/s; 0: not known.
+        bandwidth: peak memory bandwidth in GB/s; 0: not known.
+        source: where the numbers are from.
+    """
+
+    memory_gib: float
+    bf16: float
+    float32: float
+    bandwidth: float
+    source: str
+
+
+GPUS = {
+    "h100": Device(80, 989.4, 66.9, 3350, "NVIDIA H100 Tensor Core GPU data sheet, SXM, without sparsity"),
+    "h200": Device(141e9 / 2**30, 989.4, 66.9, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM, without sparsity"),
+    "a100": Device(80, 312, 19.5, 2039, "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM, without sparsity"),
+    "rtx4090": Device(24, 165.2, 82.6, 1008, "NVIDIA Ada GPU Architecture white paper, without sparsity"),
+}
+NAMES = [*GPUS, "cpu"]
+
+
+def device_called(name: str) -> Device:
+    """The device of a name; for cpu, the memory of this machine.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        return Device(memory, 0, 0, 0, "measured on this machine")
+    if name not in GPUS:
+        raise UserError(f"device: {name!r} is not valid: use one of {', '.join(NAMES)}")
+    return GPUS[name]
+
+
+def this_device() -> str:
+    """The name of this machine's GPU if it is listed, else cpu."""
+    found = torch.cuda.get_device_name().lower().replace(" ", "") if torch.cuda.is_available() else ""
+    return next((name for name in GPUS if name in found), "cpu")

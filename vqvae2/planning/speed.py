@@ -1,0 +1,81 @@
+"""Speed of a device: measured for cpu, else its peak times an assumed share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2.benchmarks.prior import matrix_product
+from vqvae2.benchmarks.timing import seconds_per_call, update
+from vqvae2.planning.cost import TrainingCost
+from vqvae2.planning.devices import Device
+from vqvae2.planning.stages import Stage
+from vqvae2.run.launch import start_accelerator
+from vqvae2.training.average import WeightAverage
+from vqvae2.training.objective import optimiser_of
+from vqvae2.training.optimiser import set_rate
+
+ASSUMED_ON_GPU = {"stage 1": 0.15, "prior": 0.35}  # not measured: convolutions of 64 to 128 channels wait for memory
+ASSUMED_ON_CPU = 0.6  # where one image is too much to measure; the low end of those in vqvae2/prior/README.md
+MEASURED_OPERATIONS = 2e11  # at most, in a step that is timed: some seconds on two cores
+MEASURED_PARAMETERS = 1e8
+PRODUCT_SIDE = 2048
+CPU = torch.device("cpu")
+
+
+class Speed(NamedTuple):
+    """Speed of a stage.
+
+    Attributes:
+        peak: operations per second of large matrix products.
+        share: share of it that a training step reaches.
+        measured: whether the share was measured; else it is assumed.
+    """
+
+    peak: float
+    share: float
+    measured: bool
+
+    @property
+    def rate(self) -> float:
+        """Operations per second of a training step."""
+        return self.peak * self.share
+
+
+def gpu_speed(stage: Stage, device: Device, precision: str) -> Speed:
+    """The peak of a GPU with the assumed share."""
+    peak = device.float32 if precision == "no" else device.bf16
+    return Speed(peak * 1e12, ASSUMED_ON_GPU["stage 1" if stage.name == "stage 1" else "prior"], False)
+
+
+def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int) -> Speed:
+    """Time a matrix product and a training step on random data, with fewer images if a step is long."""
+    accelerator = start_accelerator(stage.key, stage.train.mixed_precision)
+    product = seconds_per_call({"product": matrix_product(accelerator, PRODUCT_SIDE)}, CPU, 3, warm_up_calls=1)
+    peak = 2 * PRODUCT_SIDE**3 / product["product"]
+    accumulation = stage.train.gradient_accumulation_steps
+    images = min(local_batch, int(MEASURED_OPERATIONS * local_batch * accumulation / cost.step))
+    if images < 1 or cost.num_parameters > MEASURED_PARAMETERS:
+        return Speed(peak, ASSUMED_ON_CPU, False)
+    module: nn.Module = stage.build(bool(stage.checkpointing))
+    objective = stage.objective(module)
+    optimiser = optimiser_of(objective, stage.train.optimizer)
+    set_rate(optimiser, stage.train.learning_rate)
+    batch, number, applied = stage.batch(images), objective.start_step or 0, torch.tensor(True)
+    decay = stage.train.weight_average_decay
+    average = WeightAverage(module, decay) if decay else None
+
+    def reduce(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def step() -> None:
+        with accelerator.autocast():
+            loss = objective.loss(module, batch, number).total
+        update(loss, module, optimiser)
+        objective.end_step(number, applied, reduce)
+        if average:
+            average.update(number, applied)
+
+    seconds = seconds_per_call({"step": step}, CPU, 2, warm_up_calls=1)["step"]
+    operations = stage.cost(images, 1, bool(stage.checkpointing), accelerator.mixed_precision).step
+    return Speed(peak, operations / seconds / peak, True)
