@@ -1,0 +1,55 @@
+"""The models that are part of the package."""
+
+import math
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from vqvae2 import Generator
+from vqvae2.config import as_dict
+from vqvae2.generation.pretrained import BUNDLED, bundled_names
+from vqvae2.run.command_line import parse_config
+
+LARGEST = 4_000_000  # bytes of a bundled model with its card and pictures
+
+
+@pytest.fixture(scope="module", params=bundled_names())
+def generator(request: pytest.FixtureRequest) -> Generator:
+    return Generator.from_pretrained(request.param, device="cpu", dtype="float32")
+
+
+def test_mnist_is_bundled_with_its_card_and_its_configuration():
+    """The package has the model that the README names; configs/mnist.yaml trains one of the same kind."""
+    assert "mnist" in bundled_names()
+    folder = BUNDLED / "mnist"
+    assert "(samples.png)" in (folder / "README.md").read_text() and (folder / "samples.png").exists()
+    recorded = yaml.safe_load((folder / "training.yaml").read_text())
+    given = as_dict(parse_config(["--config", str(ROOT / "configs" / "mnist.yaml")])[0])
+    for section in ("images", "autoencoder", "stage1", "priors", "seed"):
+        assert {**given, "images": {**given["images"], "root": "mnist"}}[section] == recorded[section]
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_bundled_model_is_small(name: str):
+    assert sum(path.stat().st_size for path in (BUNDLED / name).rglob("*")) <= LARGEST
+
+
+def test_the_label_decides_what_a_bundled_model_draws(generator: Generator):
+    """Under its own label, a sample is likelier than under the other labels, for most samples."""
+    labels = [name for name in generator.classes for _ in range(2)]
+    images = generator.sample(len(labels), label=labels, seed=0)
+    nats = torch.stack(
+        [sum(generator.log_likelihood(images, labels=[name] * len(labels)).nats.values()) for name in generator.classes]
+    )
+    own = torch.tensor([generator.classes.index(name) for name in labels])
+    assert (nats.argmin(0) == own).float().mean() > 0.8
+
+
+def test_codes_of_a_bundled_model_are_learned(generator: Generator):
+    """Nats per code of its own samples are far below those of random codes."""
+    likelihood = generator.log_likelihood(generator.sample(16, seed=1))
+    for grid in (prior.grid for prior in generator.priors.values()):
+        per_code = likelihood.nats[grid.name].mean().item() / (grid.height * grid.width)
+        assert per_code < 0.5 * math.log(grid.codebook_size)
