@@ -26,17 +26,17 @@ def remedy(stage: Stage, costs: dict[bool, TrainingCost], local_batch: int, prec
         limit: bytes that can be used.
     """
     prior = stage.key.removesuffix(".train")
-    if not stage.checkpointing and True in costs and costs[True].peak <= limit:
-        return f"{stage.name}: --{prior}.activation_checkpointing true: {costs[True].peak / 2**30:.1f} GiB"
     fits = [fit for x, cost in costs.items() if (fit := _fit(stage, x, cost, local_batch, precision, limit))]
     if not fits:
         return f"{stage.name}: does not fit with one image at a time: use a GPU with more memory or a smaller model"
     lines = []
     for fit in fits:
-        flags = f"--{stage.key}.gradient_accumulation_steps {fit.accumulation}"
+        flags = ""
+        if fit.accumulation != stage.train.gradient_accumulation_steps:
+            flags += f" --{stage.key}.gradient_accumulation_steps {fit.accumulation}"
         if fit.checkpointing != bool(stage.checkpointing):
             flags += f" --{prior}.activation_checkpointing {str(fit.checkpointing).lower()}"
-        lines.append(f"{flags} (batch {fit.local_batch}, at most {fit.peak / 2**30:.1f} GiB)")
+        lines.append(f"{flags[1:]} (batch {fit.local_batch}, at most {fit.peak / 2**30:.1f} GiB)")
     return f"{stage.name}: " + ", or ".join(lines)
 
 
@@ -48,9 +48,11 @@ def _fit(
     At each moment the memory is linear in the batch, so its peak is convex in it, and a line through the peaks of
     two batches is not below the peaks between them.
     """
+    now = stage.train.gradient_accumulation_steps
+    if cost.peak <= limit:
+        return Fit(now, local_batch, checkpointing, cost.peak)
     smallest = stage.cost(1, 2, checkpointing, precision).peak
     largest = cost.peak + cost.gradients  # those of the accumulation step before
-    now = stage.train.gradient_accumulation_steps
     for factor in (x for x in range(2, local_batch + 1) if local_batch % x == 0):
         batch = local_batch // factor
         peak = smallest + (largest - smallest) * (batch - 1) / max(1, local_batch - 1)
