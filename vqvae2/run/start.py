@@ -59,15 +59,15 @@ def start_model(model: nn.Module, start: Start, class_tables: Collection[str] = 
     """
     own = model.state_dict()
     for key in sorted(own.keys() | start.weights.keys()):
-        if key not in class_tables:
-            new, old = (_shape(tensors.get(key)) for tensors in (own, start.weights))
-            if new != old:
-                raise UserError(
-                    f"{start.path}: {key} is {old} there and {new} here: start from a model of the same sizes"
-                )
+        rows = 1 if key in class_tables and key in own and key in start.weights else 0
+        new, old = (_shape(tensors.get(key)) for tensors in (own, start.weights))
+        wide, needed = (_shape(tensors.get(key), rows) for tensors in (own, start.weights))
+        if wide != needed and (key not in class_tables or rows):
+            remedy = "start from a model of the same sizes"
+            raise UserError(f"{start.path}: {key} is {old} there and {new} here: {remedy}")
     fitting = {k: x for k, x in start.weights.items() if k in own and _shape(x) == _shape(own[k])}
     model.load_state_dict(own | fitting)
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(tuple(tensor.shape))
+def _shape(tensor: Tensor | None, skipped: int = 0) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape[skipped:]))
