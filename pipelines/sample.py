@@ -1,4 +1,4 @@
-"""Sample new images from a trained run to its samples/ folder. Run the same command again to resume."""
+"""Sample new images from a trained run or a published model. Run the same command again to resume."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ class Options:
 
     Attributes:
         run_dir: directory of a run whose stages have all finished.
+        model: instead of run_dir, a bundled model such as mnist, a folder of publish.py, or a repository USER/NAME.
+        output: folder of the samples; not given: samples/ in run_dir, or samples/NAME for a model.
         num_images: number of images.
         label: class name or index; none: the unconditional model; not given: drawn with the training frequencies.
         temperature: divides the logits, above 0; values below 1 give more probable, less varied images.
@@ -21,8 +23,7 @@ class Options:
         seed: seed of the random numbers; those of image i depend on (seed, i) alone.
         batch_size: images times particles that a process samples at a time.
         complete: an image file; its region `keep` is kept and the rest is sampled.
-        keep: the half to keep (top, bottom, left or right), a box LEFT,UPPER,RIGHT,LOWER in pixels, or an image file, a
-            mask of the picture's size or the run's that is white where the picture is kept.
+        keep: the half to keep (top, bottom, left, right), a box LEFT,UPPER,RIGHT,LOWER, or a mask file, white: kept.
         particles: particles per image for `complete`; more than 1, such as 32, also fit codes sampled before kept ones.
         resample: sample this level and all finer levels, given the coarser codes of `image`.
         image: an image file, for `resample`.
@@ -30,7 +31,9 @@ class Options:
         dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
     """
 
-    run_dir: str
+    run_dir: str | None = None
+    model: str | None = None
+    output: str | None = None
     num_images: int = 16
     label: str | None = None
     temperature: float = 1.0
@@ -53,23 +56,18 @@ def main() -> None:
 
     # not at the top: PyTorch slows --help down
     from vqvae2.evaluation.rejection import classifier_for, keep_best
-    from vqvae2.generation.generator import Generator
+    from vqvae2.generation.opening import open_generator, output_folder
     from vqvae2.generation.samples import start_from, write_samples
     from vqvae2.run.launch import join_processes
 
     state = join_processes()
-    generator = Generator.from_run(options.run_dir, state.device, options.dtype)
+    generator = open_generator(options.run_dir, options.model, state.device, options.dtype)
     classifier = None if options.keep_fraction is None else classifier_for(generator, options.keep_fraction)
-    written = write_samples(
-        generator,
-        options.num_images,
-        options.label,
-        {key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "guidance")},
-        options.seed,
-        options.batch_size,
-        state,
-        start_from(generator, options.complete, options.keep, options.resample, options.image, options.particles),
-    )
+    start = start_from(generator, options.complete, options.keep, options.resample, options.image, options.particles)
+    controls = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "guidance")}
+    numbers = options.num_images, options.label, controls, options.seed, options.batch_size
+    folder = output_folder(generator, options.model, "samples", options.output)
+    written = write_samples(generator, *numbers, state, start, folder)
     grid = written.grid
     if options.keep_fraction is not None and state.is_main_process:
         grid = keep_best(written, classifier, options.keep_fraction)

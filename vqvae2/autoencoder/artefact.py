@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelGrid, as_dict, completed, level_grids
@@ -68,10 +69,27 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
     directory = stage_dir(run_dir, 1)
     description = read_description(directory, MADE_BY)
     weights = read_weights(directory, description, MADE_BY)
+    return rebuild_autoencoder(description, weights, directory / "model.safetensors", "model.json")
+
+
+def rebuild_autoencoder(
+    description: dict[str, Any], weights: dict[str, Tensor], path: Path, described_in: str
+) -> TrainedAutoencoder:
+    """Rebuild an autoencoder from its description, as in model.json, and its weights.
+
+    Args:
+        description: content of model.json.
+        weights: state_dict of the autoencoder.
+        path: path of the weights file.
+        described_in: name of the file that contains the description, for messages.
+
+    Raises:
+        UserError: the weights do not fit the description.
+    """
     model = completed({"autoencoder": description["model"]})["autoencoder"]
     config = AutoencoderConfig(**{**model, "levels": [LevelConfig(**level) for level in model["levels"]]})
     module = Autoencoder(config, description["channels"])
-    load_weights(module, weights, directory / "model.safetensors")
+    load_weights(module, weights, path, described_in)
     height_width = tuple(description["image_size"])
     return TrainedAutoencoder(
         module.eval().requires_grad_(False),
@@ -82,7 +100,7 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
         description["class_frequencies"],
         description.get("pixel_variance"),
         description["sha256"],
-        directory / "model.safetensors",
+        path,
     )
 
 

@@ -161,5 +161,6 @@ def load_classifier(directory: Path) -> Classifier:
     made_by = "pipelines/evaluate.py"
     description = read_description(directory, made_by)
     classifier = Classifier(**description["model"])
-    load_weights(classifier, read_weights(directory, description, made_by), directory / "model.safetensors")
+    weights = read_weights(directory, description, made_by)
+    load_weights(classifier, weights, directory / "model.safetensors", "model.json")
     return classifier.eval().requires_grad_(False)

@@ -50,6 +50,8 @@ def classifier_for(generator: Generator, fraction: float) -> Classifier:
         raise UserError(
             f"keep_fraction: {fraction!r}, but this run was trained on images without classes: leave it out"
         )
+    if generator.run_dir is None:
+        raise UserError(f"keep_fraction: {fraction!r}, but only evaluated runs have a classifier: leave it out")
     return load_classifier(generator.run_dir / "evaluation" / REAL_CLASSIFIER).to(generator.device)
 
 

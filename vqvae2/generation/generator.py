@@ -1,6 +1,7 @@
 """The interface to a trained run: sample new images, encode images to codes, decode codes to images."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
@@ -14,8 +15,11 @@ from vqvae2.autoencoder.artefact import TrainedAutoencoder, load_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import UserError
+from vqvae2.generation import hub
+from vqvae2.generation.card import origin_of_folder, origin_of_run
 from vqvae2.generation.controls import UNCONDITIONAL, ByLevel, Label, at_least, choose_labels, controls_of
-from vqvae2.generation.likelihood import ImageLikelihood, image_likelihood
+from vqvae2.generation.likelihood import ImageLikelihood, evaluated_variance, image_likelihood
+from vqvae2.generation.pretrained import SavedModels, check_target, load_models, save_models
 from vqvae2.images.decode import read_image
 from vqvae2.images.masks import fill
 from vqvae2.prior.artefact import TrainedPrior, load_prior
@@ -30,15 +34,51 @@ from vqvae2.run.seeding import keyed_generator
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Generator:
-    """The autoencoder and the priors of a trained run. Create it with `from_run`."""
+def _device_and_dtype(device: str | torch.device | None, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "auto":
+        dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise UserError(f"dtype: {dtype!r} is not valid: use auto, float32 or bfloat16")
+    return device, chosen
 
-    def __init__(self, run_dir: str | Path, trained: TrainedAutoencoder, device: torch.device, dtype: torch.dtype):
-        """Not called directly: use `from_run`."""
-        self.run_dir = Path(run_dir)
+
+def _saved_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    chosen = torch.float32 if dtype is None else DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise UserError(f"dtype: {dtype!r} is not valid: use float32 or bfloat16")
+    return chosen
+
+
+class Generator:
+    """A trained autoencoder and its priors. Create it with `from_run` or `from_pretrained`."""
+
+    def __init__(
+        self,
+        trained: TrainedAutoencoder,
+        load_priors: Callable[[], dict[str, TrainedPrior]],
+        device: torch.device,
+        dtype: torch.dtype,
+        run_dir: Path | None = None,
+        saved: SavedModels | None = None,
+    ):
+        """Not called directly: use `from_run` or `from_pretrained`.
+
+        Args:
+            trained: the autoencoder.
+            load_priors: loads the prior of each level; called when the priors are first used.
+            device: device to compute on.
+            dtype: precision to compute in.
+            run_dir: directory of the run; None: the models are not those of a run.
+            saved: the saved models; None: the models are those of a run.
+        """
+        self.run_dir = run_dir
         self.device = device
         self.dtype = dtype
         self._trained = trained
+        self._load_priors = load_priors
+        self._saved = saved
         self.autoencoder: Autoencoder = trained.module.to(device)
 
     @staticmethod
@@ -55,13 +95,101 @@ class Generator:
         Raises:
             UserError: stage 1 has not finished, or its files are damaged.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if dtype == "auto":
-            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if chosen is None or chosen not in DTYPES.values():
-            raise UserError(f"dtype: {dtype!r} is not valid: use auto, float32 or bfloat16")
-        return Generator(run_dir, load_autoencoder(run_dir), device, chosen)
+        run_dir, (device, dtype) = Path(run_dir), _device_and_dtype(device, dtype)
+        trained = load_autoencoder(run_dir)
+
+        def load_priors() -> dict[str, TrainedPrior]:
+            return {grid.name: load_prior(run_dir, grid.name, trained) for grid in trained.grids}
+
+        return Generator(trained, load_priors, device, dtype, run_dir=run_dir)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+    ) -> "Generator":
+        """Load models that `save_pretrained` or `push_to_hub` has written, or that are part of the package.
+
+        Nothing is unpickled, and the SHA-256 of every weights file is checked.
+
+        Args:
+            name: a bundled model such as mnist, else an existing folder, else a repository USER/NAME. Write ./NAME for
+                a folder with the name of a bundled model; a Path is always a folder.
+            revision: branch, tag or commit of a repository; None: its default branch.
+            token: access token for a private repository; None: that of `hf auth login` or HF_TOKEN.
+            cache_dir: folder for downloads; None: that of huggingface_hub.
+            local_files_only: whether to use the cache only, without network access.
+            device: device to compute on; None: the GPU if there is one, else the CPU.
+            dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
+
+        Raises:
+            UserError: the models cannot be found or downloaded, or a file is damaged or not supported.
+        """
+        device, dtype = _device_and_dtype(device, dtype)
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        saved = load_models(name, revision, **options)
+        return Generator(saved.autoencoder, lambda: saved.priors, device, dtype, saved=saved)
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: str | torch.dtype | None = None, license: str | None = None
+    ) -> None:
+        """Save the models with a model card to a folder, which `from_pretrained` loads. All stages must have finished.
+
+        Args:
+            folder: a new or empty folder, or one with an earlier export, which is replaced.
+            dtype: precision of the saved priors, float32 or bfloat16; None: float32. The autoencoder is never rounded.
+                Samples in bfloat16 are the same for either, those in float32 differ by the rounding of the weights.
+            license: identifier of the license, such as mit, for the card.
+
+        Raises:
+            UserError: a stage has not finished, the folder has other files, or a file cannot be written.
+        """
+        self._save(Path(folder).expanduser(), dtype, license, None)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        private: bool = False,
+        token: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the models with a model card to the Hugging Face Hub, and return the address of the repository.
+
+        Args:
+            repository: USER/NAME; it is created if it does not exist, else its files are replaced, README.md as well.
+            private: whether a repository that is created is private; a public one is refused then.
+            token: access token; None: that of `hf auth login` or HF_TOKEN.
+            dtype: precision of the saved priors, as for `save_pretrained`.
+            license: identifier of the license, such as mit, for the card.
+
+        Raises:
+            UserError: a stage has not finished, or the files cannot be uploaded.
+        """
+        self.fingerprint()  # loads all priors, which fails if one is missing
+        _saved_dtype(dtype)
+        address = hub.create_repository(repository, private, token)
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), dtype, license, repository)
+            hub.upload(Path(folder), repository, token)
+        return address
+
+    def _save(self, folder: Path, dtype: str | torch.dtype | None, license: str | None, name: str | None) -> None:
+        chosen = _saved_dtype(dtype)
+        check_target(folder)
+        if self._saved is not None:
+            origin = origin_of_folder(self._saved.folder, self._saved.description)
+        else:
+            assert self.run_dir is not None
+            origin = origin_of_run(self.run_dir, self.fingerprint())
+        origin = origin._replace(license=license or origin.license)
+        variance = self._trained.pixel_variance or evaluated_variance(self.run_dir)
+        save_models(folder, self._trained, self.priors, variance, origin, chosen, name)
 
     @property
     def classes(self) -> list[str]:
@@ -84,7 +212,7 @@ class Generator:
 
     @cached_property
     def _priors(self) -> dict[str, TrainedPrior]:
-        priors = {grid.name: load_prior(self.run_dir, grid.name, self._trained) for grid in self._trained.grids}
+        priors = self._load_priors()
         for prior in priors.values():
             prior.module.to(self.device)
         return priors

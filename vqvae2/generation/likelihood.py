@@ -38,7 +38,7 @@ def image_likelihood(
     labels: Tensor | None,
     trained: TrainedAutoencoder,
     priors: dict[str, Prior],
-    run_dir: Path,
+    run_dir: Path | None,
     device: torch.device,
 ) -> ImageLikelihood:
     """Compute the likelihood of images whose codes are known.
@@ -49,10 +49,10 @@ def image_likelihood(
         labels: (B,) int64, negative for the unconditional model; None: no classes.
         trained: the autoencoder, on the device.
         priors: the prior of each level by name, on the device.
-        run_dir: directory of the run, for the pixel variance of a run of an earlier version.
+        run_dir: directory of the run, for the pixel variance of a run of an earlier version; None: no run.
         device: device to compute on.
     """
-    variance = trained.pixel_variance or _evaluated_variance(run_dir)
+    variance = trained.pixel_variance or evaluated_variance(run_dir)
     wide = widest_float(device)
     nats: dict[str, list[Tensor]] = {name: [] for name in priors}
     pixels: list[Tensor] = []
@@ -69,7 +69,7 @@ def image_likelihood(
     if variance is None:
         reason = (
             f"{trained.path.parent} is of an earlier version, which did not record the pixel variance: "
-            "run pipelines/evaluate.py, or train stage 1 for some more steps"
+            "run pipelines/evaluate.py, or train stage 1 for some more steps (and export a saved model again)"
         )
         return ImageLikelihood(by_level, None, reason)
     dimensions = math.prod(images.shape[1:])
@@ -77,8 +77,10 @@ def image_likelihood(
     return ImageLikelihood(by_level, total / (math.log(2) * dimensions), None)
 
 
-def _evaluated_variance(run_dir: Path) -> float | None:
-    """The pixel variance that evaluate.py measured; None if the run was not evaluated."""
+def evaluated_variance(run_dir: Path | None) -> float | None:
+    """The pixel variance that evaluate.py measured; None if there is no run or it was not evaluated."""
+    if run_dir is None:
+        return None
     try:
         variance = json.loads((run_dir / "evaluation.json").read_text())["likelihood"]["pixel_variance"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -123,7 +123,7 @@ def write_samples(
         batch_size: images times particles that a process samples at a time.
         state: state of the processes.
         start: codes of an image that every sample keeps; None: all codes are sampled.
-        folder: folder to write to; None: samples/ of the run.
+        folder: folder to write to; None: samples/ of the run, which the models must come from.
 
     Raises:
         StoppedError: a signal was received or the launcher has ended; finished batches are saved.
@@ -135,7 +135,10 @@ def write_samples(
     labels = generator.labels(label, range(num_images), seed, controls["guidance"])
     for name in generator.autoencoder.names:
         controls_of(name, **controls)
-    directory = make_dir(folder or generator.run_dir / "samples")
+    if folder is None:
+        assert generator.run_dir is not None
+        folder = generator.run_dir / "samples"
+    directory = make_dir(folder)
     stem = _stem(label, controls, seed, batch_size, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 

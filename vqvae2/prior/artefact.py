@@ -89,12 +89,29 @@ def load_prior(run_dir: str | Path, level: str, autoencoder: TrainedAutoencoder)
             f"{path} was trained on codes of a different autoencoder than {autoencoder.path}: "
             f"delete {directory} and run {made_by} again, or use another run_dir"
         )
-    weights = read_weights(directory, description, made_by)
+    return rebuild_prior(description, read_weights(directory, description, made_by), path, "model.json")
+
+
+def rebuild_prior(
+    description: dict[str, Any], weights: dict[str, Tensor], path: Path, described_in: str
+) -> TrainedPrior:
+    """Rebuild a prior from its description, as in model.json, and its weights.
+
+    Args:
+        description: content of model.json.
+        weights: state_dict of the prior; weights of a lower precision are converted to float32.
+        path: path of the weights file, for messages.
+        described_in: name of the file that contains the description, for messages.
+
+    Raises:
+        UserError: the weights do not fit the description.
+    """
+    level = description["level"]["name"]
     module = Prior(
         PriorConfig(**completed({"priors": {level: description["model"]}})["priors"][level]),
         LevelGrid(**description["level"]),
         [LevelGrid(**grid) for grid in description["coarser"]],
         len(description["classes"]),
     )
-    load_weights(module, weights, path)
+    load_weights(module, weights, path, described_in)
     return TrainedPrior(module.eval().requires_grad_(False), description["sha256"])

@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from vqvae2.config import Config, check
 from vqvae2.errors import StoppedError, UserError
@@ -142,6 +143,25 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
     parser = OneLineParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind)
     values = parser.instantiate(parser.parse_args(arguments))
+    return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+
+
+def parse_record(kind: type[T], record: dict[str, Any]) -> T:
+    """Build a dataclass from the fields that a file contains, and check their types.
+
+    Args:
+        kind: the dataclass.
+        record: its fields as plain dictionaries, lists and values; nested fields must be known, see `check_names`.
+
+    Raises:
+        UserError: a field has a wrong type or is missing.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        values = parser.instantiate(parser.parse_object(deepcopy(record)))
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
     return kind(**{key: values[key] for key in kind.__dataclass_fields__})
 
 

@@ -84,23 +84,45 @@ def read_weights(directory: Path, description: dict[str, Any], made_by: str) -> 
         UserError: the file is missing or damaged, or is not the one that model.json describes.
     """
     path = directory / "model.safetensors"
+    return read_checked(path, description["sha256"], directory / "model.json", f"run {made_by} again")
+
+
+def read_checked(path: Path, digest: str, recorded_in: Path, remedy: str) -> dict[str, Tensor]:
+    """Read a safetensors file and check it against its recorded SHA-256.
+
+    Args:
+        path: the file.
+        digest: its SHA-256.
+        recorded_in: the file that records the SHA-256, for messages.
+        remedy: what the user can do about a missing or damaged file, for messages.
+
+    Raises:
+        UserError: the file is missing or damaged, or its SHA-256 differs.
+    """
     if not path.exists():
-        raise UserError(f"{path}: file not found: run {made_by} again")
-    if sha256(path) != description["sha256"]:
-        raise UserError(f"{path}: its SHA-256 differs from that in {directory / 'model.json'}: run {made_by} again")
+        raise UserError(f"{path}: file not found: {remedy}")
+    if sha256(path) != digest:
+        raise UserError(f"{path}: its SHA-256 differs from that in {recorded_in}: {remedy}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}): run {made_by} again") from error
+        raise UserError(f"{path}: damaged ({error}): {remedy}") from error
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path, described_in: str) -> None:
     """Load weights into a model of the same configuration.
 
+    Args:
+        model: the model.
+        weights: its state_dict, of any precision.
+        path: the file of the weights, for the message.
+        described_in: name of the file that describes the model, for the message.
+
     Raises:
-        UserError: the weights do not fit the model; `path` is their file, for the message.
+        UserError: the weights do not fit the model.
     """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit the model that model.json describes: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights do not fit the model that {described_in} describes: {reason}") from error

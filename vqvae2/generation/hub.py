@@ -1,0 +1,106 @@
+"""Download of saved models from the Hugging Face Hub and upload to it, with messages for what can go wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from vqvae2.errors import UserError
+
+DENIED = (401, 403)
+SIGN_IN = "sign in with `hf auth login`, or pass a valid token"
+
+
+def download(repository: str, files: list[str], revision: str | None, **options: Any) -> Path:
+    """Download files of a repository to the cache, and return the folder that contains them.
+
+    Args:
+        repository: USER/NAME.
+        files: names of the files.
+        revision: branch, tag or commit; None: the default branch.
+        **options: token, cache_dir and local_files_only of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        UserError: the files cannot be downloaded.
+    """
+    with _told(repository, revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files, **options))
+
+
+def create_repository(repository: str, private: bool, token: str | None) -> str:
+    """Create a repository unless it exists, and return its address.
+
+    Raises:
+        UserError: it cannot be created, or `private` is true and it exists and is public.
+    """
+    api = HfApi(token=token)
+    with _told(repository, None):
+        address = str(api.create_repo(repository, private=private, exist_ok=True))
+        is_private = not private or api.model_info(repository).private
+    if not is_private:
+        raise UserError(f"{repository}: the repository exists and is public: make it private in its settings first")
+    return address
+
+
+def upload(folder: Path, repository: str, token: str | None) -> None:
+    """Upload the files of a folder to a repository; weights files that the folder does not contain are deleted there.
+
+    Raises:
+        UserError: the files cannot be uploaded.
+    """
+    with _told(repository, None):
+        HfApi(token=token).upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Upload a VQ-VAE-2 model",
+            delete_patterns="*.safetensors",
+        )
+
+
+@contextmanager
+def _told(repository: str, revision: str | None) -> Iterator[None]:
+    """Convert errors of huggingface_hub to a UserError."""
+    try:
+        yield
+    # Not only OSError: depending on the version, connections fail with exceptions of requests, httpx or hf_xet.
+    except Exception as error:
+        _raise_user_error(error, repository, revision)
+
+
+def _raise_user_error(error: Exception, repository: str, revision: str | None) -> NoReturn:
+    answers = (getattr(x, "response", None) for x in (error, error.__cause__))  # the cause, if the cache was tried too
+    status = next((x.status_code for x in answers if x is not None), None)
+    if isinstance(error, HFValidationError):
+        message = "not a valid name of a repository: use USER/NAME"
+    elif isinstance(error, RevisionNotFoundError):
+        message = f"revision {revision!r} not found: use a branch, a tag or a commit of this repository"
+    elif isinstance(error, GatedRepoError):
+        message = f"access is restricted: accept the conditions on the repository's page, and {SIGN_IN}"
+    elif isinstance(error, RepositoryNotFoundError):
+        message = f"repository not found, nor a folder of this name: check the name; if it is private, {SIGN_IN}"
+    elif isinstance(error, LocalTokenNotFoundError) or status in DENIED:
+        message = f"access denied, because the token is missing, not valid or lacks the permission: {SIGN_IN}"
+    elif isinstance(error, LocalEntryNotFoundError):
+        message = "not in the cache, and the Hub cannot be reached: check the network, HF_HUB_OFFLINE and "
+        message += "local_files_only, or give a folder"
+    elif isinstance(error, HfHubHTTPError):
+        message = f"the Hub refused ({_line(error)}): try again later"
+    else:
+        message = f"the connection to the Hub failed ({type(error).__name__}: {_line(error)}): check the network"
+    raise UserError(f"{repository}: {message}") from error
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
