@@ -99,7 +99,7 @@ def start_prior(
     _copy(old.module, new)
     say(f"starting from the prior of {source}")
     if autoencoder.sha256 != autoencoder_sha256:
-        say(f"warning: the prior of {source} was trained on the codes of another autoencoder: its codes differ in meaning")
+        say(f"warning: the prior of {source} was trained on the codes of another autoencoder")
     return _record(source, old.sha256)
 
 
