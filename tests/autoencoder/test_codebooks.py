@@ -362,9 +362,9 @@ def test_trained_codes_have_the_whole_window_to_be_used() -> None:
             level.average_sum.copy_(level.codebook)
     for step in range(63):
         one_step(trained, features(step), step)
-        assert all((x[1:] == 50.0).all() for x in vectors(trained))
+        assert all((x[1:] > 49).all() for x in vectors(trained))
     one_step(trained, features(63), 63)
-    assert not any((x[1:] == 50.0).any() for x in vectors(trained))
+    assert not any((x[1:] > 49).any() for x in vectors(trained))
 
 
 @pytest.mark.parametrize("seed", range(4))

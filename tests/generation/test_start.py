@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import refusal
 from tests.generation.hub_server import REPOSITORY, hub_of
-from vqvae2 import Generator, UserError
+from vqvae2 import Generator, UserError, stages
 from vqvae2.autoencoder import codebooks
 from vqvae2.autoencoder.artefact import build_autoencoder, load_autoencoder
 from vqvae2.config import TrainConfig
@@ -22,7 +22,6 @@ from vqvae2.generation.start import start_autoencoder, start_prior
 from vqvae2.prior.artefact import build_prior, load_prior
 from vqvae2.prior.prior import Prior
 from vqvae2.run.command_line import parse_config
-from vqvae2.stages import train_autoencoder, train_prior
 
 Tiny = tuple[Path, Path]
 
@@ -30,7 +29,7 @@ Tiny = tuple[Path, Path]
 def stage1(tiny_run: Tiny, run_dir: Path, source: Path, *flags: str) -> tuple[dict, Path]:
     """Run stage 1 from a source in this process; returns the content of model.json and the path of the weights."""
     given = ["--config", str(tiny_run[0]), "--run_dir", str(run_dir), "--stage1.start_from", str(source), *flags]
-    train_autoencoder(parse_config(given)[0])
+    stages.train_autoencoder(parse_config(given)[0])
     directory = run_dir / "stage1"
     return json.loads((directory / "model.json").read_text()), directory / "model.safetensors"
 
@@ -44,6 +43,12 @@ def new_prior(run: Path, level: str, num_classes: int) -> Prior:
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in module.state_dict().items()}
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report page, whose plots take longer than the training."""
+    monkeypatch.setattr(stages, "write_report", lambda run_dir: None)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +82,18 @@ def test_training_goes_on_exactly_and_without_k_means(
     """k-means is not run. A resumed run gives the same weights without its source: its checkpoint has all of it."""
     monkeypatch.delattr(codebooks, "k_means")
     source = Path(shutil.copytree(tiny_run[1] / "stage1", tmp_path / "source" / "stage1")).parent
-    description, path = stage1(tiny_run, tmp_path / "run", source)
+    unrevived = ("--autoencoder.revival_window_images", "0")
+    description, path = stage1(tiny_run, tmp_path / "run", source, *unrevived)
     uninterrupted, old = path.read_bytes(), load_file(source / "stage1" / "model.safetensors")
     for name, x in load_file(path).items():
-        assert (x - old[name]).norm() < 0.2 * old[name].norm() or old[name].norm() < 1, name
+        if "codebook" in name:  # moves by little; k-means would give other vectors
+            assert 0 < (x - old[name]).norm() < 0.2 * old[name].norm(), name
     for name in ("model.json", "model.safetensors", "checkpoints/step_00000004"):
         removed = path.parent / name
         shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
     shutil.rmtree(source)
     assert [x.name for x in (path.parent / "checkpoints").iterdir()] == ["step_00000002"]
-    resumed, _ = stage1(tiny_run, tmp_path / "run", source)
+    resumed, _ = stage1(tiny_run, tmp_path / "run", source, *unrevived)
     assert path.read_bytes() == uninterrupted and resumed == description
     flags = ("--config", str(tiny_run[0]), "--run_dir", str(tmp_path / "run"), "--stage1.start_from", str(tiny_run[1]))
     assert "stage1.start_from was" in refusal("stage1", *flags)
@@ -97,7 +104,7 @@ def test_a_prior_starts_from_a_saved_folder(tiny_run: Tiny, saved: Path, tmp_pat
     run = Path(shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns("stage3")))
     flags = ["--priors.top.train.start_from", str(saved), "--priors.top.train.total_steps", "0"]
     config, _ = parse_config(["--config", str(tiny_run[0]), "--run_dir", str(run), *flags])
-    train_prior(config, "top")
+    stages.train_prior(config, "top")
     description = json.loads((run / "stage3" / "model.json").read_text())
     listed = json.loads((saved / "config.json").read_text())["sha256"]
     assert description["started_from"] == {"path": str(saved), "sha256": listed["prior_top.safetensors"]}
@@ -154,7 +161,7 @@ def test_a_source_that_cannot_be_used_is_named(tiny_run: Tiny, tmp_path: Path) -
         (run, ("--images.channels", "1"), "images.channels is 3 there and 1 here"),
     ):
         message = refusal("stage1", *new, f"--stage1.start_from={source}", *flags)
-        assert message.startswith("stage1.start_from: ") and says in message, message
+        assert message.startswith("error: stage1.start_from: ") and says in message, message
     assert "stage1.total_steps: 0 is not valid: use 1 or more" in refusal("stage1", *new, "--stage1.total_steps", "0")
     assert not (tmp_path / "new").exists()
 
