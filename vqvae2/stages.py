@@ -17,6 +17,7 @@ from vqvae2.codes.format import Header
 from vqvae2.codes.loading import CodeBatch, load_code_batches
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
+from vqvae2.generation.start import recorded_start, start_autoencoder, start_prior
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
 from vqvae2.images.sources import Splits, with_flipped_copies
 from vqvae2.images.survey import open_surveyed
@@ -41,11 +42,14 @@ def train_autoencoder(config: Config) -> None:
     accelerator = start_training_accelerator("stage1", stage1, config, directory)
     local_batch = _local_batch("stage1", stage1, accelerator)
     sections = {key: as_dict(config)[key] for key in ("images", "autoencoder", "stage1", "seed")}
-    if not begin_training(directory, sections, stage1, accelerator):
+    started = recorded_start(directory)
+    if not begin_training(directory, sections | started, stage1, accelerator):
         return
 
+    autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed)
+    started |= start_autoencoder(autoencoder, images.channels, stage1, directory, accelerator.print)
     splits = open_surveyed(config, accelerator)
-    autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed).to(accelerator.device)
+    autoencoder.to(accelerator.device)
     accelerator.print(
         f"{len(splits.train)} training images, {len(splits.validation)} held out; "
         f"{count_weights(autoencoder):,} parameters; "
@@ -67,14 +71,16 @@ def train_autoencoder(config: Config) -> None:
                 tqdm.write(line)
         return metrics
 
-    objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed)
+    trained = stage1.start_from is not None
+    objective = AutoencoderObjective(autoencoder, stage1.batch_size, stage1.total_steps, config.seed, trained)
 
     def describe() -> dict[str, Any]:
         variance = pixel_variance(autoencoder, splits.train, local_batch, images.workers, accelerator)
         train_set = splits.train
-        return describe_autoencoder(config.autoencoder, images, train_set.classes, train_set.labels, variance)
+        own = describe_autoencoder(config.autoencoder, images, train_set.classes, train_set.labels, variance)
+        return own | started
 
-    with recorded(directory, sections, config, accelerator):
+    with recorded(directory, sections | started, config, accelerator):
         loop = (objective, batches, validate, stage1, directory, config.seed, accelerator, describe)
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
@@ -142,12 +148,15 @@ def train_prior(config: Config, level: str) -> None:
         "seed": config.seed,
         "autoencoder_sha256": trained.sha256,
     }
-    if not begin_training(directory, sections, settings, accelerator):
+    started = recorded_start(directory)
+    if not begin_training(directory, sections | started, settings, accelerator):
         return
 
     prior = build_prior(
         prior_config, trained.grids, level, len(trained.classes), config.seed, trained.module.codebooks()
-    ).to(accelerator.device)
+    )
+    started |= start_prior(prior, trained.sha256, settings, directory, accelerator.print)
+    prior.to(accelerator.device)
     accelerator.print(
         f"codes of {len(train_codes)} training images, {len(validation_codes)} held out; "
         f"{count_weights(prior):,} parameters; "
@@ -163,10 +172,10 @@ def train_prior(config: Config, level: str) -> None:
     window = validation_window(len(validation_codes))
 
     def describe() -> dict[str, Any]:
-        return describe_prior(prior, trained)
+        return describe_prior(prior, trained) | started
 
     objective = PriorObjective(prior, settings.batch_size, config.seed)
-    with recorded(directory, sections, config, accelerator):
+    with recorded(directory, sections | started, config, accelerator):
         loop = (objective, batches, validate, settings, directory, config.seed, accelerator, describe)
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()

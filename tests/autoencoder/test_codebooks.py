@@ -325,6 +325,48 @@ def test_start_is_the_same_however_the_batch_is_split() -> None:
         assert_same(half, whole)
 
 
+def test_trained_codebooks_are_kept_and_move_slowly() -> None:
+    """A trained autoencoder keeps its code vectors at the start; the first step moves them with the full decay.
+
+    A code that no feature is near to has a count of its own, so it is not replaced by the features of one batch.
+    """
+    books = Codebooks(codebooks().autoencoder, BATCH, seed=3, trained=True)
+    before = vectors(books)
+    images = torch.randint(0, 256, (BATCH, 3, 16, 24), dtype=torch.uint8)
+    books.autoencoder.double()
+    books.start(repeat([(images.double() / 127.5 - 1, torch.arange(BATCH))]), alone)
+    assert all(torch.equal(x, y) for x, y in zip(vectors(books), before, strict=True))
+    counts = [level.average_count.clone() for level in books.levels]
+    positions = [6, 24]
+    for count, grid in zip(counts, positions, strict=True):
+        assert count.min() > 0 and count.sum() == pytest.approx(BATCH * grid)
+    maps = features(0)
+    codes = one_step(books, maps, 0)
+    for x, old, count, chosen, now in zip(maps, before, counts, codes, vectors(books), strict=True):
+        flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        for k in range(len(old)):
+            mine = flat[chosen.flatten() == k]
+            mean = (0.9 * count[k] * old[k] + 0.1 * mine.sum(0)) / (0.9 * count[k] + 0.1 * len(mine))
+            assert torch.allclose(now[k], mean)
+
+
+def test_trained_codes_have_the_whole_window_to_be_used() -> None:
+    """Codes of a trained autoencoder that the first steps do not use are not revived before the window is over."""
+    books = codebooks(window_steps=64)
+    trained = Codebooks(books.autoencoder, BATCH, seed=3, trained=True)
+    far = [torch.full_like(x, 50.0) for x in vectors(books)]
+    with torch.no_grad():
+        for level, x in zip(trained.levels, far, strict=True):
+            level.codebook[1:] = x[1:]
+            level.average_count.fill_(1.0)
+            level.average_sum.copy_(level.codebook)
+    for step in range(63):
+        one_step(trained, features(step), step)
+        assert all((x[1:] > 49).all() for x in vectors(trained))
+    one_step(trained, features(63), 63)
+    assert not any((x[1:] > 49).any() for x in vectors(trained))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_k_means_finds_clusters(seed: int) -> None:
     """The centers of two distant clusters are their means, and the counts are their sizes."""

@@ -112,12 +112,17 @@ class _Level:
 class Codebooks:
     """Updates the codebooks during training: call `observe` after each forward pass and `update` once per step."""
 
-    def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int):
-        """Set up for a global batch of `batch_size` images."""
+    def __init__(self, autoencoder: Autoencoder, batch_size: int, seed: int, trained: bool = False):
+        """Set up for a global batch of `batch_size` images.
+
+        The codebooks of a `trained` autoencoder are not initialized by k-means, and change from the first step on as
+        slowly as late in training: full decay, full revival window.
+        """
         config = autoencoder.config
         self.autoencoder = autoencoder
         self.batch_size = batch_size
         self.seed = seed
+        self.trained = trained
         self.ema = config.codebook_update == "ema"
         self.decay = config.ema_decay
         self.window_images = config.revival_window_images
@@ -126,9 +131,10 @@ class Codebooks:
 
     @torch.no_grad()
     def start(self, batches: Iterator[list[tuple[Tensor, Tensor]]], reduce: Reduce) -> None:
-        """Initialize every codebook with the k-means centers of its level's features.
+        """Initialize every codebook with the k-means centers of its level's features, and the moving averages.
 
-        Levels are initialized coarsest first, because finer features depend on coarser codebooks.
+        Levels are initialized coarsest first, because finer features depend on coarser codebooks. Trained codebooks are
+        kept; their average counts are those of the features, plus one, so that rare codes stay close to their vectors.
 
         Args:
             batches: yields, for each global batch, this process's (images, batch_indices) of each accumulation step;
@@ -147,8 +153,13 @@ class Codebooks:
                 vectors, positions = self._draw(read[len(drawn)], i, missing, generator)
                 drawn.append(reduce(vectors).cpu())
                 missing -= len(vectors)
-            centres, counts = k_means(torch.cat(drawn), codebook_size, generator)
-            level.codebook.copy_(centres)
+            features = torch.cat(drawn)
+            if self.trained:
+                codes = nearest_codes(features, level.codebook.cpu())
+                counts = count_and_sum(features, codes, codebook_size)[0] + 1
+            else:
+                centres, counts = k_means(features, codebook_size, generator)
+                level.codebook.copy_(centres)
             level.average_count.copy_(counts * (self.batch_size * positions / counts.sum()))
             level.average_sum.copy_(level.codebook * level.average_count[:, None])
 
@@ -203,7 +214,8 @@ class Codebooks:
             unused = torch.where(level.count > 0, 0, level.unused_images + self.batch_size)
             _keep(level.unused_images, unused, applied)
             if self.ema:
-                self._move_average(level, average_decay(self.decay, step), applied)
+                decay = self.decay if self.trained else average_decay(self.decay, step)
+                self._move_average(level, decay, applied)
             if revives:
                 self._revive(level, next(sums).view_as(level.codebook), step, applied)
             level.clear()
@@ -222,7 +234,8 @@ class Codebooks:
     def _revive(self, level: _Level, candidates: Tensor, step: int, applied: Tensor) -> None:
         """Replace code vectors that were unused over the window with random features of this step."""
         seen = (step + 1) * self.batch_size
-        dead = (level.unused_images >= min(self.window_images, seen / EARLY_SHARE)) & applied
+        window = self.window_images if self.trained else min(self.window_images, seen / EARLY_SHARE)
+        dead = (level.unused_images >= window) & applied
         level.codebook.copy_(torch.where(dead[:, None], candidates, level.codebook))
         level.average_count.copy_(torch.where(dead, torch.ones_like(level.average_count), level.average_count))
         level.average_sum.copy_(torch.where(dead[:, None], candidates, level.average_sum))

@@ -22,13 +22,13 @@ class AutoencoderObjective:
     quickly, so codebooks initialized from them would soon no longer fit. Until then, the finer levels of a share
     CONTINUOUS_LEVEL_DROPOUT of the images are hidden from the decoders: without quantization, the finest level can
     carry all information, and the coarser levels would learn nothing. After `start_step`, the finer levels of a
-    share `level_dropout` of the images are hidden.
+    share `level_dropout` of the images are hidden. A trained autoencoder is quantized from the first step on.
     """
 
     betas = BETAS
     validated_by = None
 
-    def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int):
+    def __init__(self, autoencoder: Autoencoder, batch_size: int, total_steps: int, seed: int, trained: bool = False):
         """Set up the objective.
 
         Args:
@@ -36,14 +36,15 @@ class AutoencoderObjective:
             batch_size: images of the global batch.
             total_steps: training steps; quantization starts after at most half of them.
             seed: seed of the run.
+            trained: whether the weights are those of a trained autoencoder, whose codebooks are kept.
         """
         self.module = autoencoder
         self.rate_factors = autoencoder.rate_factors()
         self.matrices = list(self.rate_factors)  # the weights of all convolutions
-        self.start_step = min(autoencoder.config.continuous_steps, total_steps // 2)
+        self.start_step = 0 if trained else min(autoencoder.config.continuous_steps, total_steps // 2)
         self.started = False
         self.seed = seed
-        self.codebooks = Codebooks(autoencoder, batch_size, seed)
+        self.codebooks = Codebooks(autoencoder, batch_size, seed, trained)
 
     def start(self, batches: Iterator[list[Any]], reduce: Reduce) -> None:
         self.started = True

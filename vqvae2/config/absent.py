@@ -15,7 +15,9 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "priors.*.activation_checkpointing": False,
     "priors.*.right_reach": None,
     "stage1.optimizer": "adam",
+    "stage1.start_from": None,
     "priors.*.train.optimizer": "adam",
+    "priors.*.train.start_from": None,
 }
 
 

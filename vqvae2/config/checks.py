@@ -193,9 +193,14 @@ def _prior_requirements(key: str, prior: PriorConfig, coarsest: bool) -> Iterato
 
 
 def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:
-    positive = ("batch_size", "total_steps", "gradient_accumulation_steps", "save_every", "validate_every", "log_every")
-    for name in positive:
+    for name in ("batch_size", "gradient_accumulation_steps", "save_every", "validate_every", "log_every"):
         yield _at_least(f"{key}.{name}", getattr(train, name), 1)
+    source, steps = train.start_from, train.total_steps
+    right = "use 1 or more" if source is None else "use 0 or more"
+    yield Requirement(steps >= (source is None), f"{key}.total_steps", steps, right)
+    is_source = source is None or (bool(source.strip()) and "\0" not in source)
+    right = "use the directory of a run, the folder of a saved model, a repository USER/NAME, or null"
+    yield Requirement(is_source, f"{key}.start_from", source, right)
     yield _at_most(f"{key}.batch_size", train.batch_size, LARGEST_BATCH)
     yield _at_least(f"{key}.warmup_steps", train.warmup_steps, 0)
     for name in ("learning_rate", "gradient_clip"):

@@ -120,7 +120,10 @@ class TrainConfig:
     Attributes:
         batch_size: Number of images per optimizer step, over all processes and gradient accumulation steps, 1 or more;
             a multiple of processes x gradient_accumulation_steps.
-        total_steps: Number of optimizer steps, 1 or more.
+        start_from: Trained model of the same sizes that training starts from: the directory of a run, a folder that
+            Generator.save_pretrained has written, or a Hugging Face repository USER/NAME; null: random weights. The
+            number of classes may differ. The codebooks of stage 1 are then not initialized from features.
+        total_steps: Number of optimizer steps, 1 or more; 0 with `start_from`, to use its weights unchanged.
         optimizer: Optimizer of the weights of linear and convolution layers: adam, or muon, which learns faster in
             short runs, at learning rates from 0.01 to 0.06. Adam updates all other parameters.
         learning_rate: Peak learning rate, above 0, reached after the warm-up. In stage 1, adam multiplies it by a
@@ -141,6 +144,7 @@ class TrainConfig:
     """
 
     batch_size: int = 128
+    start_from: str | None = None
     total_steps: int = 250_000
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 3e-4

@@ -1,6 +1,7 @@
 """The model card (README.md) of a saved model, with the metrics and pictures that its run has left."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,11 @@ def _training(config: dict[str, Any], run_dir: Path) -> str | None:
     images = dict(config["images"])
     for key in ("root", "validation_root"):
         images[key] = Path(images[key]).name if images.get(key) else None
-    shared = {**config, "run_dir": f"runs/{run_dir.resolve().name}", "images": images}
+    shared = deepcopy(config) | {"run_dir": f"runs/{run_dir.resolve().name}", "images": images}
+    priors = [x for x in (shared.get("priors") or {}).values() if isinstance(x, dict)]
+    for train in (shared.get("stage1"), *(x.get("train") for x in priors)):
+        if isinstance(train, dict) and Path(train.get("start_from") or "").is_absolute():
+            train["start_from"] = Path(train["start_from"]).name
     return yaml.safe_dump(shared, sort_keys=False)
 
 

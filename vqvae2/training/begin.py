@@ -45,7 +45,7 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
             f"{directory}: total_steps is {train.total_steps}, but the newest checkpoint is of step {saved}: "
             f"set total_steps to {saved} or more, or use another run_dir"
         )
-    if finished:
+    if finished >= 0:
         accelerator.print(f"{directory}: finished at step {finished}, continuing to step {train.total_steps}")
     return True
 

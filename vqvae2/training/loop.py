@@ -35,9 +35,9 @@ AGREE_EVERY = 10  # steps between checks of several processes whether to stop
 
 
 def finished_step(directory: Path) -> int:
-    """The number of updates after which the model in `directory` was exported; 0 if there is no exported model."""
+    """The number of updates after which the model in `directory` was exported; -1 if there is no exported model."""
     whole = (directory / "model.json").exists() and (directory / "model.safetensors").exists()
-    return read_description(directory, "the stage")["step"] if whole else 0
+    return read_description(directory, "the stage")["step"] if whole else -1
 
 
 def train(
