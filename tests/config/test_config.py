@@ -97,6 +97,11 @@ WRONG = [
     ("images.max_images", 0),
     ("images.source", "folders"),
     ("images.source", "torchvision:"),
+    ("images.source", "huggingface:"),
+    ("images.source", "huggingface:a/b/c"),
+    ("images.source", "huggingface"),  # needs a root
+    ("images.image_column", "image"),
+    ("images.label_column", "label"),
     ("images.validation_fraction", 0.0),
     ("images.validation_fraction", 1.0),
     ("images.validation_fraction", float("nan")),
