@@ -22,7 +22,8 @@ class Rows:
 
     Attributes:
         title: name of the data set and the split, for messages.
-        images: the rows with the column "image" alone, which holds the encoded image or the path of its file.
+        images: the rows with `column` alone, which holds the encoded image or the path of its file.
+        column: name of the column of images.
         classes: names of the classes, in the order of the labels; empty if there are no classes.
         labels: class index of each row, -1 if there are no classes.
         names: name of each row: the path of its image relative to the folder, or its index.
@@ -30,6 +31,7 @@ class Rows:
 
     title: str
     images: "Dataset"
+    column: str
     classes: list[str]
     labels: list[int]
     names: list[str]
@@ -47,7 +49,7 @@ class Rows:
         Raises:
             UserError: the row has no image.
         """
-        image = self.images[index]["image"]
+        image = self.images[index][self.column]
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise UserError(f"{self.where(index)}: has no image: remove the row")
         return Path(image["path"]) if image["bytes"] is None else bytes(image["bytes"])
@@ -69,11 +71,6 @@ def open_rows(images: ImagesConfig) -> tuple[Rows, Rows | None]:
         raise UserError(f"{name}: split {train} is empty: use another data set")
     image_column, label_column = _image_column(name, parts[train], images), _label_column(name, parts[train], images)
     classes, texts = _texts(name, parts[train], label_column)
-    if None in texts:
-        raise UserError(
-            f"{name}: {texts.count(None)} of {len(texts)} rows of split {train} have no label in column "
-            f"{label_column}: remove these rows, or set images.label_column to another column"
-        )
     rows = _rows(name, train, parts[train], image_column, classes, texts, images)
     for part in HELD_OUT:
         if part == train or part not in parts or not len(parts[part]):
@@ -136,12 +133,16 @@ def _image_column(name: str, rows: "Dataset", images: ImagesConfig) -> str:
         feature = _feature(name, rows, "image_column", images.image_column)
         encoded = isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()
         if not encoded and not isinstance(feature, datasets.Image) and feature != datasets.Value("binary"):
-            raise UserError(f"{name}: images.image_column: column {images.image_column} does not hold images: use another")
+            raise UserError(
+                f"{name}: images.image_column: column {images.image_column} does not hold images: use another"
+            )
         return images.image_column
     found = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if not found:
         columns = ", ".join(rows.column_names)
-        raise UserError(f"{name}: no column of images (its columns: {columns}): set images.image_column if one has them")
+        raise UserError(
+            f"{name}: no column of images (its columns: {columns}): set images.image_column if one has them"
+        )
     if len(found) > 1:
         raise UserError(f"{name}: {len(found)} columns of images, {', '.join(found)}: set images.image_column to one")
     return found[0]
@@ -169,7 +170,9 @@ def _label_column(name: str, rows: "Dataset", images: ImagesConfig) -> str | Non
 def _has_classes(feature: Any) -> bool:
     import datasets
 
-    is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(("string", "large_string", "int", "uint"))
+    is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(
+        ("string", "large_string", "int", "uint")
+    )
     return is_value or isinstance(feature, datasets.ClassLabel)
 
 
@@ -189,7 +192,9 @@ def _texts(name: str, rows: "Dataset", column: str | None) -> tuple[list[str], l
     feature = rows.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names), [feature.names[x] if x is not None and x >= 0 else None for x in values]
-    return [str(x) for x in sorted({x for x in values if x is not None})], [None if x is None else str(x) for x in values]
+    return [str(x) for x in sorted({x for x in values if x is not None})], [
+        None if x is None else str(x) for x in values
+    ]
 
 
 def _rows(
@@ -198,18 +203,24 @@ def _rows(
     import datasets
 
     _feature(name, rows, "image_column", column)
+    if None in texts:
+        raise UserError(
+            f"{name}: {texts.count(None)} of {len(texts)} rows of split {part} have no label: remove them, or set "
+            "images.label_column to another column"
+        )
     index = {text: i for i, text in enumerate(classes)}
-    if unknown := sorted({str(x) for x in texts if x not in index}):
-        raise UserError(f"{name}: split {part} has labels that split train lacks, such as {unknown[0]}: remove its rows")
-    encoded = rows.select_columns([column]).rename_column(column, "image")
-    encoded = encoded.cast_column("image", datasets.Image(decode=False))
+    if unknown := sorted(set(texts) - set(classes)):
+        raise UserError(
+            f"{name}: split {part} has labels that split train lacks, such as {unknown[0]}: remove its rows"
+        )
+    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     labels = [index[x] for x in texts] if classes else [-1] * len(rows)
-    return Rows(f"{name}, split {part}", encoded, classes, labels, _names(encoded, images.root))
+    return Rows(f"{name}, split {part}", encoded, column, classes, labels, _names(encoded, column, images.root))
 
 
-def _names(rows: "Dataset", root: str | None) -> list[str]:
+def _names(rows: "Dataset", column: str, root: str | None) -> list[str]:
     """The paths of the images relative to `root`, or indices if they have no such paths or not all are distinct."""
-    paths = list(rows.flatten()["image.path"])
+    paths = list(rows.flatten()[f"{column}.path"])
     if root is not None:
         folder = os.path.abspath(root)
         paths = [x and (os.path.relpath(x, folder) if os.path.isabs(x) else x) for x in paths]
