@@ -142,7 +142,7 @@ REFUSED = {
     "no images": (lambda x: x.remove_columns("image"), {}, r"no column of images \(its columns: label\).*image_column"),
     "two": (lambda x: x.add_column("more", [None] * 10, feature=datasets.Image()), {}, "image, more: .*image_column"),
     "labels": (lambda x: x.add_column("fine", [0] * 10, feature=datasets.ClassLabel(names=["a"])), {}, "label, fine: "),
-    "empty": (lambda x: x.select([]), {}, "split train is empty"),
+    "empty": (lambda x: x.select([]), {}, "cannot be opened as a data set.*with at least one row"),
     "unknown": (None, {"image_column": "photo"}, "images.image_column: no column photo: use one of image, label"),
     "no label": (None, {"label_column": "breed"}, "images.label_column: no column breed: use one of image, label"),
     "not images": (None, {"image_column": "label"}, "column label does not hold images"),
@@ -183,6 +183,10 @@ def test_a_data_set_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch
     refused({"root": str(tmp_path / "empty")}, "empty: cannot be opened as a data set.*parquet files, of save_to_disk")
     refused({"root": str(tmp_path / "broken")}, "broken: cannot be opened as a data set")
     refused(hub, "no-one/nothing: cannot be opened as a data set.*check the network and HF_HUB_OFFLINE")
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name: datasets.DatasetDict(train=datasets.Dataset.from_dict({}))
+    )
+    refused(hub, "no-one/nothing: split train is empty")
     monkeypatch.setattr(datasets, "load_dataset", absent)
     refused(hub, "no-one/nothing: data set not found on the Hub: check the name.*hf auth login")
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -110,7 +110,7 @@ def _load(images: ImagesConfig) -> tuple[str, dict[str, "Dataset"]]:
 
 def _remedy(images: ImagesConfig) -> str:
     if images.root:
-        return "set images.root to a folder of parquet files, of save_to_disk or of images"
+        return "set images.root to a folder of parquet files, of save_to_disk or of images, with at least one row"
     return "check the network and HF_HUB_OFFLINE, or download it and set images.root to its folder"
 
 
@@ -188,8 +188,8 @@ def _texts(name: str, rows: "Dataset", column: str | None) -> tuple[list[str], l
 
     if column is None:
         return [], []
-    values = list(_feature(name, rows, "label_column", column) and rows[column])
-    feature = rows.features[column]
+    feature = _feature(name, rows, "label_column", column)
+    values = rows[column][:]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names), [feature.names[x] if x is not None and x >= 0 else None for x in values]
     return [str(x) for x in sorted({x for x in values if x is not None})], [
@@ -220,7 +220,7 @@ def _rows(
 
 def _names(rows: "Dataset", column: str, root: str | None) -> list[str]:
     """The paths of the images relative to `root`, or indices if they have no such paths or not all are distinct."""
-    paths = list(rows.flatten()[f"{column}.path"])
+    paths = rows.flatten()[f"{column}.path"][:]
     if root is not None:
         folder = os.path.abspath(root)
         paths = [x and (os.path.relpath(x, folder) if os.path.isabs(x) else x) for x in paths]
