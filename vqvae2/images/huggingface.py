@@ -105,7 +105,8 @@ def _load(images: ImagesConfig) -> tuple[str, dict[str, "Dataset"]]:
         ) from error
     except Exception as error:  # the formats and the connection raise exceptions of many libraries
         raise UserError(f"{name}: cannot be opened as a data set ({_line(error)}): {_remedy(images)}") from error
-    return name, {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+    parts = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    return name, {part: rows.with_format(None) for part, rows in parts.items()}
 
 
 def _remedy(images: ImagesConfig) -> str:
@@ -220,7 +221,7 @@ def _rows(
 
 def _names(rows: "Dataset", column: str, root: str | None) -> list[str]:
     """The paths of the images relative to `root`, or indices if they have no such paths or not all are distinct."""
-    paths = rows.flatten()[f"{column}.path"][:]
+    paths = rows.flatten().with_format(None)[f"{column}.path"][:]
     if root is not None:
         folder = os.path.abspath(root)
         paths = [x and (os.path.relpath(x, folder) if os.path.isabs(x) else x) for x in paths]
