@@ -97,6 +97,10 @@ WRONG = [
     ("images.max_images", 0),
     ("images.source", "folders"),
     ("images.source", "torchvision:"),
+    ("images.source", "huggingface:"),
+    ("images.source", "huggingface:a/b/c"),
+    ("images.image_column", "image"),
+    ("images.label_column", "label"),
     ("images.validation_fraction", 0.0),
     ("images.validation_fraction", 1.0),
     ("images.validation_fraction", float("nan")),
@@ -179,6 +183,17 @@ def test_a_folder_needs_a_root():
     with pytest.raises(UserError, match=r"images\.root: None"):
         check(folder)
     check(changed(folder, "images.root", "photos"))
+
+
+def test_a_data_set_is_named_or_in_a_root():
+    """The source `huggingface` needs images.root; with the name of a repository, images.root is rejected."""
+    columns = {"size": 64, "image_column": "image", "label_column": "label"}
+    with pytest.raises(UserError, match=r"images\.root: None"):
+        check(replace(GOOD, images=ImagesConfig(source="huggingface", **columns)))
+    with pytest.raises(UserError, match=r"images\.root: 'x'.*does not read it"):
+        check(replace(GOOD, images=ImagesConfig(source="huggingface:a/b", root="x", **columns)))
+    check(replace(GOOD, images=ImagesConfig(source="huggingface", root="x", **columns)))
+    check(replace(GOOD, images=ImagesConfig(source="huggingface:some-one/cats_v1.0", **columns)))
 
 
 def test_torchvision_has_held_out_images_of_its_own():

@@ -11,6 +11,8 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "images.background": [255, 255, 255],
     "images.random_resized_crop": None,
     "images.max_unreadable_fraction": 0.0,
+    "images.image_column": None,
+    "images.label_column": None,
     "autoencoder.level_dropout": 0.0,
     "priors.*.activation_checkpointing": False,
     "priors.*.right_reach": None,

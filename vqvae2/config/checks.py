@@ -13,6 +13,16 @@ LARGEST_BATCH = 2**20
 LARGEST_PARAMETERS = 10**11  # per model; each process holds the whole model: 16 bytes per parameter in training
 LARGEST_WORKERS = 1024
 
+SOURCES = r"folder|shapes|huggingface|torchvision:\w+|huggingface:[\w.-]+(/[\w.-]+)?"
+COLUMNS = ("image_column", "label_column")
+UNUSED = {  # fields of images that a source does not read
+    "shapes": ("root", "validation_root", "validation_fraction", *COLUMNS),
+    "folder": COLUMNS,
+    "torchvision:": ("validation_root", *COLUMNS),
+    "huggingface": ("validation_root",),
+    "huggingface:": ("root", "validation_root"),
+}
+
 
 class Requirement(NamedTuple):
     """One check of a field.
@@ -69,12 +79,13 @@ def _requirements(config: Config) -> Iterator[Requirement]:
 
 
 def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
-    known = images.source in ("folder", "shapes") or re.fullmatch(r"torchvision:\w+", images.source)
-    yield Requirement(bool(known), "images.source", images.source, "use folder, shapes or torchvision:NAME")
+    known = re.fullmatch(SOURCES, images.source)
+    right = "use folder, shapes, torchvision:NAME, huggingface or huggingface:NAME"
+    yield Requirement(bool(known), "images.source", images.source, right)
     for name in ("root", "validation_root"):
         if (path := getattr(images, name)) is not None:
             yield _is_path(f"images.{name}", path)
-    if images.source == "folder":
+    if images.source in ("folder", "huggingface"):
         yield Requirement(bool(images.root), "images.root", images.root, "set it to the folder of training images")
     yield from _unused_image_requirements(images)
     fraction = images.validation_fraction
@@ -103,8 +114,8 @@ def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
 
 def _unused_image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
     """Refuse fields that the image source does not read, since they would have no effect."""
-    unused = {"shapes": ("root", "validation_root", "validation_fraction"), "folder": ()}
-    for name in unused.get(images.source, ("validation_root",)):
+    kind, colon, _ = images.source.partition(":")
+    for name in UNUSED.get(f"{kind}{colon}", ()):
         value, default = getattr(images, name), getattr(ImagesConfig, name)
         right = f"remove it: source {images.source} does not read it"
         yield Requirement(value == default, f"images.{name}", value, right)

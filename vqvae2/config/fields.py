@@ -16,10 +16,14 @@ class ImagesConfig:
 
     Attributes:
         source: Source of the images: `folder` (image files), `shapes` (synthetic images of shapes, generated when they
-            are loaded) or `torchvision:NAME` (the torchvision dataset NAME).
+            are loaded), `torchvision:NAME` (the torchvision dataset NAME), `huggingface:NAME` (the dataset repository
+            NAME of the Hugging Face Hub, such as user/pictures) or `huggingface` (a folder in the formats of the
+            library `datasets`). The last two need `pip install 'vqvae2[datasets]'`. Their validation images are the
+            split validation, else test, unless it has no labels; else validation_fraction of the split train.
         root: Path of the folder of training images, or of a CSV file with the columns path and label, or path alone.
             Required by source folder. For source torchvision:NAME, the folder of the dataset's files (null: data).
-            Not used by source shapes.
+            For source huggingface, a folder of parquet files, of save_to_disk, or of images in class folders.
+            Not used by sources shapes and huggingface:NAME.
         validation_root: Path of a folder or CSV file of validation images, with the same layout as `root`; null: hold
             out `validation_fraction` of the images in `root`. Used by source folder only.
         validation_fraction: Fraction of the images held out for validation, above 0 and below 1. Used where the source
@@ -34,9 +38,14 @@ class ImagesConfig:
         workers: Number of worker processes that load images for each training process, from 0 to 1024; 0: the training
             process loads them itself.
         max_unreadable_fraction: Largest fraction of image files that may be unreadable, from 0 to 1. Unreadable files
-            are skipped; a larger fraction stops the run. Used by source folder only.
+            are skipped; a larger fraction stops the run. Used by sources folder and huggingface only.
         max_images: Maximum number of training images, 1 or more; null: all images. For source shapes, the number of
             training images that are generated (null: 20000).
+        image_column: Name of the column of images; null: the only column of type Image. A column of encoded images
+            (bytes) can be named, too. Used by source huggingface only.
+        label_column: Name of the column of labels; null: the only column of type ClassLabel, else a column label of
+            text or integers, else no classes. The classes of text or integers are the distinct values of the split
+            train, sorted. Used by source huggingface only.
     """
 
     source: str = "shapes"
@@ -51,6 +60,8 @@ class ImagesConfig:
     workers: int = 4
     max_unreadable_fraction: float = 0.2
     max_images: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     @property
     def height_width(self) -> tuple[int, int]:

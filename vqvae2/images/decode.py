@@ -49,14 +49,31 @@ def read_image(
         UserError: the file is missing, cannot be decoded, or has so many pixels that Pillow treats it as a
             decompression bomb.
     """
-    with decoding(path):
+    return decode_image(path, str(path), height_width, channels, background, crop)
+
+
+def decode_image(
+    file: Path | bytes,
+    name: str,
+    height_width: tuple[int, int],
+    channels: int,
+    background: Colour = WHITE,
+    crop: Crop | None = None,
+) -> Tensor:
+    """Decode an image file, or its content, as `read_image` does; `name` stands for it in messages."""
+    with decoding(name):
         try:
-            with Image.open(path) as image:
+            with open_encoded(file) as image:
                 draft(image, height_width, crop)
                 return to_tensor(image, height_width, channels, background, crop)
         except OSError:  # some JPEGs can only be decoded at full size
-            with Image.open(path) as image:
+            with open_encoded(file) as image:
                 return to_tensor(image, height_width, channels, background, crop)
+
+
+def open_encoded(file: Path | bytes) -> Image.Image:
+    """Open an image file, or its content, with Pillow."""
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -71,7 +88,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
+def decoding(name: Path | str) -> Iterator[None]:
     """Context manager in which warnings about a file are ignored and errors become a UserError that names it."""
     try:
         with warnings.catch_warnings():
@@ -79,7 +96,7 @@ def decoding(path: Path) -> Iterator[None]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except Exception as error:  # decoders raise many types of exceptions on corrupt data
-        raise UserError(f"{path}: cannot be read as an image ({error}): repair the file or remove it") from error
+        raise UserError(f"{name}: cannot be read as an image ({error}): repair the file or remove it") from error
 
 
 def draft(image: Image.Image, height_width: tuple[int, int], crop: Crop | None) -> None:

@@ -1,4 +1,4 @@
-"""Image sets of a run: their images, labels and names, from a folder, torchvision or generated shapes."""
+"""Image sets of a run: their images, labels and names, from a folder, torchvision, Hugging Face or generated shapes."""
 
 import inspect
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.decode import Crop, read_image, to_tensor
+from vqvae2.images.decode import Crop, decode_image, read_image, to_tensor
 from vqvae2.images.folder import Listing, list_images, split
+from vqvae2.images.huggingface import Rows, open_rows
 from vqvae2.images.idx import class_names, idx_folder, read_idx
 from vqvae2.images.shapes import CLASSES, render
 
@@ -23,6 +24,7 @@ SHAPES_VALIDATION = 512
 NO_LABEL = -1
 
 Look = Callable[[Path], Listing]
+Sift = Callable[[Rows, str], list[int]]
 
 
 class Loader(Protocol):
@@ -78,6 +80,18 @@ class DatasetItems:
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         image, config = self.dataset[index][0], self.config
         return to_tensor(image, config.height_width, config.channels, tuple(config.background), crop)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Loads an image of the `datasets` library."""
+
+    config: ImagesConfig
+    rows: Rows
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        file, name, config = self.rows.file(index), self.rows.where(index), self.config
+        return decode_image(file, name, config.height_width, config.channels, tuple(config.background), crop)
 
 
 @dataclass(frozen=True)
@@ -147,13 +161,20 @@ class Splits(NamedTuple):
     validation: ImageSet
 
 
-def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Splits:
+def every_row(rows: Rows, part: str) -> list[int]:
+    """The indices of all rows."""
+    return list(range(len(rows)))
+
+
+def open_images(images: ImagesConfig, seed: int, look: Look = list_images, sift: Sift = every_row) -> Splits:
     """Open the training and validation images of a configuration.
 
     Args:
         images: the images section of the configuration.
         seed: seed of the split and of the generated shapes.
         look: lists the image files of a folder; the default lists all of them without decoding any.
+        sift: returns the indices of the rows to use of a part, `train` or `validation`, of a data set of the
+            `datasets` library; the default returns all of them.
 
     Raises:
         UserError: a folder or data set is missing or empty, or a split would have no images.
@@ -161,7 +182,12 @@ def open_images(images: ImagesConfig, seed: int, look: Look = list_images) -> Sp
     if images.source == "shapes":
         count = images.max_images or SHAPES_TRAIN
         return Splits(_shapes(images, seed, "train", count), _shapes(images, seed, "validation", SHAPES_VALIDATION))
-    splits = _folder(images, seed, look) if images.source == "folder" else _torchvision(images, seed)
+    if images.source == "folder":
+        splits = _folder(images, seed, look)
+    elif images.source.startswith("huggingface"):
+        splits = _huggingface(images, seed, sift)
+    else:
+        splits = _torchvision(images, seed)
     if images.max_images is None or images.max_images >= len(splits.train):
         return splits
     kept, _ = split(splits.train.labels, images.max_images, seed)
@@ -193,6 +219,18 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
 
 def _files(images: ImagesConfig, listing: Listing) -> ImageSet:
     return ImageSet(listing.classes, listing.labels, listing.names, Files(images, listing.folder, listing.names))
+
+
+def _huggingface(images: ImagesConfig, seed: int, sift: Sift) -> Splits:
+    rows, held_out = open_rows(images)
+    train = _subset(_encoded(images, rows), sift(rows, "train"))
+    if held_out is None:
+        return _split(train, images, seed)
+    return Splits(train, _subset(_encoded(images, held_out), sift(held_out, "validation")))
+
+
+def _encoded(images: ImagesConfig, rows: Rows) -> ImageSet:
+    return ImageSet(rows.classes, rows.labels, rows.names, EncodedRows(images, rows))
 
 
 def _torchvision(images: ImagesConfig, seed: int) -> Splits:

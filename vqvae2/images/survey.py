@@ -4,17 +4,12 @@ The run directory keeps the survey in survey/. Files with an unchanged size and 
 again. Once training has started, the recorded list of files is used even if the folder changes.
 """
 
-import json
 import os
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 from accelerate import Accelerator
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -22,63 +17,13 @@ from vqvae2.config import Config, ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
+from vqvae2.images.row_survey import row_surveyor
 from vqvae2.images.sources import Splits, open_images
-from vqvae2.run.directory import make_dir, recorded_configuration, stage_dir, write_atomically
+from vqvae2.images.survey_record import File, Survey, describe, read_record, upright_width_height, write_record
+from vqvae2.run.directory import recorded_configuration, stage_dir
 from vqvae2.run.launch import refusals_reach_all
 
 BATCH = 16  # files that a worker checks at a time
-TURNED = range(5, 9)  # EXIF orientations that swap width and height
-ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class File:
-    """The record of one image file.
-
-    Attributes:
-        name: path relative to the folder.
-        label: class index, -1 if there are no classes.
-        bytes: file size at the time of the survey.
-        changed: modification time at the time of the survey, in nanoseconds.
-        width: width of the upright image in pixels, 0 if the file cannot be read.
-        height: height of the upright image in pixels, 0 if the file cannot be read.
-        error: reason why the file cannot be read; None if it can be read.
-    """
-
-    name: str
-    label: int
-    bytes: int = 0
-    changed: int = 0
-    width: int = 0
-    height: int = 0
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Survey:
-    """The survey of a folder or CSV file.
-
-    Attributes:
-        root: path of the folder or CSV file.
-        classes: names of the classes, in the order of the labels.
-        ignored: number of files that are not images.
-        files: all image files, readable or not.
-    """
-
-    root: str
-    classes: list[str]
-    ignored: int
-    files: list[File]
-
-    @property
-    def readable(self) -> list[File]:
-        """The files that can be read, which are used."""
-        return [file for file in self.files if file.error is None]
-
-    @property
-    def unreadable(self) -> list[File]:
-        """The files that cannot be read, which are skipped."""
-        return [file for file in self.files if file.error is not None]
 
 
 def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, show: bool) -> Survey:
@@ -94,23 +39,12 @@ def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, 
     Raises:
         UserError: more than images.max_unreadable_fraction of the files cannot be read.
     """
-    former = _read(record)
+    former = read_record(record)
     if frozen and former:
         return former
     listing = list_images(root)
     survey = Survey(str(root), listing.classes, listing.ignored, list(_look(root, listing, images, former, show)))
-    make_dir(record.parent)
-    write_atomically(record, json.dumps(asdict(survey), indent=0).encode())
-    listed = record.with_name(f"{record.stem}_unreadable.txt")
-    lines = [f"{file.name}\t{file.error}\n" for file in survey.unreadable]
-    write_atomically(listed, "".join(lines).encode("utf-8", "surrogateescape"))
-    share = len(survey.unreadable) / len(survey.files)
-    if share > images.max_unreadable_fraction or not survey.readable:
-        raise UserError(
-            f"{root}: {len(survey.unreadable)} of {len(survey.files)} files cannot be read, more than "
-            f"images.max_unreadable_fraction: {images.max_unreadable_fraction}; they are listed in {listed}: "
-            "repair or remove them, or increase images.max_unreadable_fraction"
-        )
+    write_record(survey, images, record)
     return survey
 
 
@@ -143,38 +77,13 @@ def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
     The main process makes the survey; the other processes read it.
     """
     frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
-    look = surveyor(config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
+    hooks = (config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
+    look, sift = surveyor(*hooks), row_surveyor(*hooks)
     splits = None
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
-            splits = open_images(config.images, config.seed, look)
-    return splits or open_images(config.images, config.seed, look)
-
-
-def describe(survey: Survey, images: ImagesConfig, record: Path) -> list[str]:
-    """Return the lines of the summary that is printed for the user."""
-    files = survey.readable
-    height, width = images.height_width
-    small = sum(file.width < width or file.height < height for file in files)
-    counts = Counter(file.label for file in files)
-    lines = [
-        f"{survey.root}: {len(files)} images, {min(file.width for file in files)}x{min(file.height for file in files)} "
-        f"to {max(file.width for file in files)}x{max(file.height for file in files)} pixels, "
-        f"median {median(file.width for file in files):.0f}x{median(file.height for file in files):.0f}"
-    ]
-    if survey.classes:
-        shown = ", ".join(f"{name} {counts[i]}" for i, name in enumerate(survey.classes[:20]))
-        lines.append(f"{len(survey.classes)} classes: {shown}{', ...' if len(survey.classes) > 20 else ''}")
-    lines += [f"warning: class {name} has one image" for i, name in enumerate(survey.classes) if counts[i] == 1]
-    lines += [f"warning: class {name} has no readable image" for i, name in enumerate(survey.classes) if not counts[i]]
-    if small:
-        lines.append(f"{small} of them are smaller than {width}x{height} pixels and are upscaled")
-    if survey.ignored:
-        lines.append(f"{survey.ignored} files that are not images are ignored")
-    if survey.unreadable:
-        listed = record.with_name(f"{record.stem}_unreadable.txt")
-        lines.append(f"warning: {len(survey.unreadable)} files cannot be read and are skipped; listed in {listed}")
-    return lines
+            splits = open_images(config.images, config.seed, look, sift)
+    return splits or open_images(config.images, config.seed, look, sift)
 
 
 def _look(root: Path, listing: Listing, images: ImagesConfig, former: Survey | None, show: bool) -> Iterator[File]:
@@ -211,12 +120,9 @@ class _Files(Dataset):
         path = self.folder / file.name
         try:
             read_image(path, self.images.height_width, self.images.channels, tuple(self.images.background))
-            with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(ORIENTATION) in TURNED
+            width, height = upright_width_height(path)
         except UserError as error:
             return File(**{**asdict(file), "error": str(error)})
-        width, height = (height, width) if turned else (width, height)
         return File(**{**asdict(file), "width": width, "height": height})
 
 
@@ -226,11 +132,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0  # reading the file then fails, which is recorded as its error
     return status.st_size, status.st_mtime_ns
-
-
-def _read(record: Path) -> Survey | None:
-    try:
-        content = json.loads(record.read_text())
-        return Survey(**{**content, "files": [File(**file) for file in content["files"]]})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # missing or damaged: the survey is made again
