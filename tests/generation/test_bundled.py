@@ -8,7 +8,7 @@ import yaml
 
 from tests.conftest import ROOT
 from vqvae2 import Generator
-from vqvae2.config import as_dict
+from vqvae2.config import as_dict, completed
 from vqvae2.generation.pretrained import BUNDLED, bundled_names
 from vqvae2.run.command_line import parse_config
 
@@ -25,7 +25,7 @@ def test_mnist_is_bundled_with_its_card_and_its_configuration():
     assert "mnist" in bundled_names()
     folder = BUNDLED / "mnist"
     assert "(samples.png)" in (folder / "README.md").read_text() and (folder / "samples.png").exists()
-    recorded = yaml.safe_load((folder / "training.yaml").read_text())
+    recorded = completed(yaml.safe_load((folder / "training.yaml").read_text()))
     given = as_dict(parse_config(["--config", str(ROOT / "configs" / "mnist.yaml")])[0])
     for section in ("images", "autoencoder", "stage1", "priors", "seed"):
         assert {**given, "images": {**given["images"], "root": "mnist"}}[section] == recorded[section]
