@@ -24,7 +24,7 @@ from vqvae2.config import (
 from vqvae2.errors import UserError
 from vqvae2.run.command_line import parse_config
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.name.startswith("family_")]
 TOP, BOTTOM = LevelConfig("top", 8), LevelConfig("bottom", 4)
 GOOD = Config(
     run_dir="run",

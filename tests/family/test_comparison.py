@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from tests.conftest import ROOT, refusal, succeed
-from tests.family.small import CONFIG
-from vqvae2.config import EvaluationConfig, ImagesConfig, TrainConfig, as_dict
+from tests.conftest import ROOT, refusal
+from tests.family.small import CONFIG, build, stripes
+from vqvae2.config import EvaluationConfig, ImagesConfig, TrainConfig
 from vqvae2.errors import UserError
 from vqvae2.family.checks import check_family
 from vqvae2.family.comparison import compare
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import binarised, open_in_memory
 from vqvae2.family.members import MEMBERS
-from vqvae2.training.metrics_log import read_metrics
+from vqvae2.images.loading import ImageBatch
+from vqvae2.run.command_line import parse_sections
 
 TRAIN = TrainConfig(
     batch_size=4, total_steps=4, warmup_steps=1, mixed_precision="no", save_every=2, validate_every=2, log_every=1
@@ -95,21 +95,21 @@ def test_unknown_models_and_values_are_refused_before_anything_is_written(tmp_pa
     assert not run.exists()
 
 
-def test_two_processes_update_the_weights_as_one_does(tmp_path: Path):
-    """The VAE draws its noise by batch index, so the split over processes does not matter."""
-    both = config(tmp_path / "1", "vae"), config(tmp_path / "2", "vae")
-    compare(both[0])
-    path = tmp_path / "vae.yaml"
-    path.write_text(yaml.safe_dump(as_dict(both[1])))
-    succeed("compare", "--config", str(path), processes=2)
-    losses, figures = [], []
-    for run in (tmp_path / "1", tmp_path / "2"):
-        lines = read_metrics(run / "models" / "vae" / "metrics.jsonl")
-        losses.append([x["loss"] for x in lines if x["split"] == "train"])
-        figures.append(json.loads((run / "comparison.json").read_text())["models"]["vae"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
-    for key in ("rate", "bound", "reconstruction_mse", "fid"):
-        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-2)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("family_*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_comparison_is_good(path: Path):
+    """Each file can be read and passes all checks."""
+    given = parse_sections(FamilyConfig, "", path, [])
+    check_family(given)
+    assert set(given.names) <= set(MEMBERS)
+
+
+def test_noise_does_not_depend_on_the_split_over_processes():
+    """The noise of an image is that of its place in the global batch."""
+    member, batch = build("vae"), stripes()
+    parts = [ImageBatch(*(x[half] for x in batch)) for half in (slice(0, 8), slice(8, 16))]
+    whole = member.noise("posterior", batch, 3, 4)
+    assert torch.equal(torch.cat([member.noise("posterior", part, 3, 4) for part in parts]), whole)
+    assert not torch.equal(member.noise("posterior", batch, 4, 4), whole)
 
 
 def test_images_are_binarised_once_with_their_brightness_as_probability(tmp_path: Path):

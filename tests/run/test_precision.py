@@ -7,8 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2.autoencoder import likelihood
-from vqvae2.evaluation import pixels
-from vqvae2.images import distances
+from vqvae2.images import distances, similarity
 from vqvae2.prior import sampling
 from vqvae2.run.precision import widest_float
 
@@ -35,10 +34,10 @@ def test_devices_without_float64_get_none(monkeypatch: pytest.MonkeyPatch) -> No
         codes = sampling.sample_categorical(logits, uniforms)
         means = others.float() / 127.5 - 1
         nats = likelihood.pixel_nats(images, means, 0.3)
-        return [distances.psnr(images, others), pixels.ssim(images, others), nats, codes]
+        return [distances.psnr(images, others), similarity.ssim(images, others), nats, codes]
 
     expected = compute()
-    modules: list[ModuleType] = [distances, likelihood, pixels, sampling]
+    modules: list[ModuleType] = [distances, likelihood, sampling, similarity]
     for module in modules:
         monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     with NoFloat64():
