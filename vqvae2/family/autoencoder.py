@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vqvae2.family.member import Member, Setting
+from vqvae2.family.moments import mean_and_covariance
 from vqvae2.family.observation import pixels_of
 from vqvae2.family.trunk import Trunk
 from vqvae2.images.loading import ImageBatch
-from vqvae2.run.precision import widest_float
 from vqvae2.training.objective import Loss, Reduce
 
 
@@ -39,18 +39,10 @@ class DeterministicAutoencoder(Member):
         return Loss(distortion, {"distortion": distortion.detach()})
 
     def finish(self, batches: Iterable[ImageBatch], reduce: Reduce) -> None:
-        dim, device = len(self.latent_mean), self.latent_mean.device
-        # sums of 1, z and z z^T, as one matrix of (1, z) (1, z)^T
-        sums = torch.zeros(1 + dim, 1 + dim, dtype=widest_float(device), device=device)
-        for batch in batches:
-            z = self.encoder.encode(batch.images).to(sums.dtype)
-            z = torch.cat([torch.ones_like(z[:, :1]), z], dim=1)
-            sums += z.T @ z
-        sums = reduce(sums)
-        means = sums / sums[0, 0]
-        covariance = means[1:, 1:] - torch.outer(means[0, 1:], means[0, 1:])
+        latents = (self.encoder.encode(batch.images) for batch in batches)
+        mean, covariance = mean_and_covariance(latents, self.latent_mean, reduce)
         values, vectors = torch.linalg.eigh(covariance)
-        self.latent_mean.copy_(means[0, 1:])
+        self.latent_mean.copy_(mean)
         self.latent_factor.copy_(vectors * values.clamp(min=0).sqrt())
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
 """The images of a comparison, kept in memory, and binarized once if the configuration asks for it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from vqvae2.family.config import FamilyConfig
 from vqvae2.images.decode import Crop
+from vqvae2.images.loading import ImageBatch, load_batches
 from vqvae2.images.sources import ImageSet, Splits, open_images
 from vqvae2.run.seeding import keyed_generator
+from vqvae2.training.order import in_order
+from vqvae2.training.window import share_of
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,13 @@ def binarised(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw each pixel as 255 with probability value / 255, else 0: uint8 of the same shape."""
     white = torch.rand(pixels.shape, generator=generator) * 255 < pixels
     return white.to(torch.uint8) * 255
+
+
+def numbered_batches(
+    images: ImageSet, window: list[int], size: int, accelerator: Accelerator
+) -> Iterator[tuple[int, ImageBatch]]:
+    """This process's batches of a window of images, with their numbers, on the device."""
+    groups = in_order(window, size)
+    mine = share_of(list(range(len(groups))), accelerator)
+    for number, batch in zip(mine, load_batches(images, [groups[i] for i in mine], 0), strict=True):
+        yield number, ImageBatch(*(x.to(accelerator.device) for x in batch))

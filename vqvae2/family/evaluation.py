@@ -13,11 +13,11 @@ from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
 from vqvae2.evaluation.fidelity import frechet_distance
 from vqvae2.family.config import FamilyConfig
-from vqvae2.family.data import InMemory
+from vqvae2.family.data import InMemory, numbered_batches
 from vqvae2.family.member import Member
 from vqvae2.family.training import means_over_processes, model_dir
 from vqvae2.images.grids import save_grid
-from vqvae2.images.loading import ImageBatch, load_batches
+from vqvae2.images.loading import load_batches
 from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
 from vqvae2.run.directory import make_dir
 from vqvae2.run.launch import refusals_reach_all
@@ -77,19 +77,11 @@ def _bits(nats_per_image: float, member: Member) -> float:
     return nats_per_image / math.log(2) / member.setting.dimensions
 
 
-def _batches(images: ImageSet, window: list[int], size: int, accelerator: Accelerator) -> Iterable[tuple[int, Any]]:
-    """This process's batches of a window of images, with their numbers, on the device."""
-    groups = in_order(window, size)
-    mine = share_of(list(range(len(groups))), accelerator)
-    for number, batch in zip(mine, load_batches(images, [groups[i] for i in mine], 0), strict=True):
-        yield number, ImageBatch(*(x.to(accelerator.device) for x in batch))
-
-
 def nats(member: Member, config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> dict[str, float | None]:
     """Reconstruction error of pixels in [-1, 1], and rate, distortion, bound and exchange loss in nats per image."""
     window = validation_window(len(splits.validation), config.test_images)
     sums: dict[str, Tensor] = {}
-    for number, batch in _batches(splits.validation, window, config.evaluation.batch_size, accelerator):
+    for number, batch in numbered_batches(splits.validation, window, config.evaluation.batch_size, accelerator):
         generator = keyed_generator(config.seed, "test", number)
         x = (batch.images, batch.labels)
         errors = (member.reconstruct(*x).float() - batch.images.float()) / 127.5
@@ -113,7 +105,7 @@ def units(member: Member, config: FamilyConfig, splits: Splits, accelerator: Acc
     window = validation_window(len(splits.validation), config.test_images)
     moments: Tensor | None = None
     counts = {level: torch.zeros(size, dtype=torch.long) for level, size in member.codebook_sizes().items()}
-    for _, batch in _batches(splits.validation, window, config.evaluation.batch_size, accelerator):
+    for _, batch in numbered_batches(splits.validation, window, config.evaluation.batch_size, accelerator):
         means = member.posterior_means(batch.images, batch.labels)
         if means is not None:
             wide = means.to(widest_float(means.device))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from vqvae2.family.member import Bound, Member, Setting
+from vqvae2.family.moments import mean_and_covariance
 from vqvae2.images.loading import ImageBatch
-from vqvae2.run.precision import widest_float
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.objective import Reduce
 
@@ -110,16 +110,13 @@ class PPCA(Member):
 
     def finish(self, batches: Iterable[ImageBatch], reduce: Reduce) -> None:
         """Fit the model to the mean and the covariance of all training images."""
-        wide, dimensions = widest_float(self.mean.device), len(self.mean)
-        sums = torch.zeros(1 + dimensions, 1 + dimensions, dtype=wide, device=self.mean.device)
-        for batch in batches:
-            generator = keyed_generator(self.setting.seed, "dequantization", int(batch.indices[0]))
-            x = self.dequantised(batch.images, generator).to(wide) - 0.5  # (B, D)
-            x = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
-            sums += x.T @ x
-        sums = reduce(sums)
-        mean = sums[0, 1:] / sums[0, 0]
-        result = fit(mean + 0.5, sums[1:, 1:] / sums[0, 0] - mean.outer(mean), self.components.shape[1])
+        centred = (
+            self.dequantised(batch.images, keyed_generator(self.setting.seed, "dequantization", int(batch.indices[0])))
+            - 0.5
+            for batch in batches
+        )
+        mean, covariance = mean_and_covariance(centred, self.mean, reduce)
+        result = fit(mean + 0.5, covariance, self.components.shape[1])
         for name, value in zip(("mean", "components", "eigenvalues", "noise_variance"), result, strict=True):
             getattr(self, name).copy_(value)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqvae2.config import as_dict, local_batch_size
 from vqvae2.family.config import FamilyConfig
+from vqvae2.family.data import numbered_batches
 from vqvae2.family.member import Member, Setting
 from vqvae2.family.members import MEMBERS
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
@@ -150,13 +151,7 @@ def validation(
 ) -> dict[str, float]:
     """Mean squared error of reconstructions, of pixels in [-1, 1], and rate and distortion in nats per image."""
     sums: dict[str, Tensor] = {}
-    groups = share_of(list(range(len(in_order(window, batch_size)))), accelerator)
-    everything = in_order(window, batch_size)
-    for number, batch in zip(
-        groups,
-        _on_device(load_batches(splits.validation, [everything[i] for i in groups], 0), accelerator),
-        strict=True,
-    ):
+    for number, batch in numbered_batches(splits.validation, window, batch_size, accelerator):
         generator = keyed_generator(member.setting.seed, "validation", number)
         errors = (member.reconstruct(batch.images, batch.labels).float() - batch.images.float()) / 127.5
         found = {"images": torch.ones(len(errors)), "mse": errors.square().mean(dim=(1, 2, 3))}
