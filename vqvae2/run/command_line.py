@@ -84,13 +84,11 @@ def parse_config(
         check_names(given, spelt="--{}")
         if not files:
             files = [str(_config_of_run(given) if of_run and "run_dir" in given else default_config)]
-        for file in reversed(files):  # flags first, then the last file
-            given = merged(read_file(Path(file)), given)
-        check_names(given)
+        given = _with_files(given, files, Config)
         files = [_as_text(merged(_recorded(given), given))]
     namespace = parser.parse_args([*(x for file in files for x in ("--config", file)), *flags])
     values = parser.instantiate(namespace)
-    config = Config(**{key: values[key] for key in Config.__dataclass_fields__})
+    config = _instance(Config, values)
     check(config)
     return config, {name: values[name] for name in options}
 
@@ -109,12 +107,22 @@ def parse_sections(
     given = flag_values(flags, set(kind.__dataclass_fields__))
     if files != [""] and not HELP.intersection(flags):
         check_names(given, kind, spelt="--{}")
-        for file in reversed(files or [str(default_config)]):
-            given = merged(read_file(Path(file)), given)
-        check_names(given, kind)
-        files = [_as_text(given)]
+        files = [_as_text(_with_files(given, files or [str(default_config)], kind))]
     values = parser.instantiate(parser.parse_args([*(x for file in files for x in ("--config", file)), *flags]))
+    return _instance(kind, values)
+
+
+def _instance(kind: type[T], values: Any) -> T:
+    """The dataclass with those of the values that are its fields."""
     return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+
+
+def _with_files(given: dict[str, Any], files: Sequence[str], kind: type) -> dict[str, Any]:
+    """Add the fields of YAML files to those given by flags, and check all names; flags first, then the last file."""
+    for file in reversed(files):
+        given = merged(read_file(Path(file)), given)
+    check_names(given, kind)
+    return given
 
 
 def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -165,7 +173,7 @@ def parse_options(kind: type[T], description: str, arguments: Sequence[str] | No
     parser = OneLineParser(description=description, allow_abbrev=False)
     parser.add_class_arguments(kind)
     values = parser.instantiate(parser.parse_args(arguments))
-    return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+    return _instance(kind, values)
 
 
 def parse_record(kind: type[T], record: dict[str, Any]) -> T:
@@ -184,7 +192,7 @@ def parse_record(kind: type[T], record: dict[str, Any]) -> T:
         values = parser.instantiate(parser.parse_object(deepcopy(record)))
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
-    return kind(**{key: values[key] for key in kind.__dataclass_fields__})
+    return _instance(kind, values)
 
 
 def run(main: Callable[[], object]) -> NoReturn:
