@@ -1,5 +1,6 @@
 """Decoding of image files: modes, bit depths, color profiles, orientation, cropping and damaged files."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, ImageCms
 
 from tests.by_hand.fuzz_images import fuzz
 from vqvae2.errors import UserError
-from vqvae2.images.decode import read_image
+from vqvae2.images.decode import draft, open_encoded, read_image
 
 HEIGHT, WIDTH = 6, 8
 PICTURE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -179,6 +180,21 @@ def test_large_photos_are_turned_upright(tmp_path: Path, orientation: int):
     stored = TURNED[orientation](quarters).repeat(96, 0).repeat(96, 1)
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.jpg", exif=exif, quality=95)
     assert np.abs(read(tmp_path / "x.jpg", 16, 16)[4::8, 4::8] - quarters).max() < 12
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_only_lossy_jpegs_are_downscaled_by_the_decoder(progressive: bool, lossless: bool):
+    """Pillow before version 13 writes beyond its buffer when a lossless JPEG is downscaled while decoding."""
+    file = io.BytesIO()
+    Image.new("L", (400, 400)).save(file, "JPEG", progressive=progressive, comment=b"\xff\xc0")
+    content = bytearray(file.getvalue())
+    if lossless:
+        lossy_frame = content.index(b"\xff\xc2\x00" if progressive else b"\xff\xc0\x00")
+        content[lossy_frame + 1] = 0xC3
+    with open_encoded(bytes(content)) as image:
+        draft(image, (100, 100), None)
+        assert image.size == ((400, 400) if lossless else (100, 100))
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (200, 100), (100, 300)])

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 from torch import Tensor
 
 from vqvae2.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 WHITE = (255, 255, 255)
+LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)  # frame headers SOF3, SOF7, SOF11 and SOF15 of ITU-T T.81, table B.1
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 Colour = tuple[int, ...]  # (red, green, blue)
@@ -71,7 +72,7 @@ def decode_image(
                 return to_tensor(image, height_width, channels, background, crop)
 
 
-def open_encoded(file: Path | bytes) -> Image.Image:
+def open_encoded(file: Path | bytes) -> ImageFile.ImageFile:
     """Open an image file, or its content, with Pillow."""
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
@@ -99,12 +100,34 @@ def decoding(name: Path | str) -> Iterator[None]:
         raise UserError(f"{name}: cannot be read as an image ({error}): repair the file or remove it") from error
 
 
-def draft(image: Image.Image, height_width: tuple[int, int], crop: Crop | None) -> None:
+def draft(image: ImageFile.ImageFile, height_width: tuple[int, int], crop: Crop | None) -> None:
     """Let the JPEG decoder downscale while decoding, to no less than the target size in either orientation."""
     side = max(height_width) if crop is None else max(height_width) * max(crop.ratio, 1 / crop.ratio) / crop.area**0.5
-    if image.format == "JPEG" and min(image.size) >= 2 * side:
+    if image.format == "JPEG" and min(image.size) >= 2 * side and not is_lossless(image):
         scale = min(image.size) / side
         image.draft(None, (int(image.width / scale), int(image.height / scale)))
+
+
+def is_lossless(image: ImageFile.ImageFile) -> bool:
+    """Tell whether a JPEG is lossless (ITU-T T.81, annex H) by its frame header.
+
+    A lossless JPEG cannot be downscaled while decoding: Pillow before version 13 then writes beyond its buffer.
+    """
+    file = image.fp
+    assert file is not None  # the image has just been opened
+    file.seek(2)  # after the start-of-image marker
+    while head := file.read(1):
+        if head != b"\xff":
+            continue  # fill bytes between segments
+        while (marker := file.read(1)) == b"\xff":
+            pass
+        if not marker or marker == b"\xda":  # start of scan: no frame header before it
+            break
+        if 0xC0 <= marker[0] <= 0xCF and marker[0] not in (0xC4, 0xC8, 0xCC):  # a frame header, not a table
+            return marker[0] in LOSSLESS_FRAMES
+        if not 0xD0 <= marker[0] <= 0xD9 and marker[0] not in (0x00, 0x01):  # these have no length
+            file.seek(int.from_bytes(file.read(2), "big") - 2, io.SEEK_CUR)
+    return True  # without a frame header it cannot be decoded in any case
 
 
 def to_tensor(
