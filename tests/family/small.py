@@ -1,12 +1,13 @@
 """Small models of the family, batches of simple images, and their training without the loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
+from vqvae2.config import TrainConfig
 from vqvae2.family.config import MembersConfig
 from vqvae2.family.member import Member, Observation, Setting
 from vqvae2.family.members import MEMBERS
@@ -14,8 +15,10 @@ from vqvae2.family.training import MemberObjective
 from vqvae2.images.loading import ImageBatch
 from vqvae2.training.objective import optimiser_of
 from vqvae2.training.optimiser import set_rate
+from vqvae2.training.schedule import learning_rate
 
 BATCH = 16
+TRAIN = TrainConfig(batch_size=BATCH, total_steps=40, warmup_steps=0, learning_rate=3e-2, schedule="constant")
 CONFIG = MembersConfig(
     hidden_channels=16,
     residual_channels=8,
@@ -32,7 +35,7 @@ CONFIG = MembersConfig(
 
 def setting(observation: Observation = "bernoulli", classes: int = 3, **options: object) -> Setting:
     """What small models are built for: 8x8 grayscale images; `options` are fields of MembersConfig."""
-    return Setting(replace(CONFIG, **options), 1, (8, 8), classes, observation, BATCH, 40, seed=0)
+    return Setting(replace(CONFIG, **options), 1, (8, 8), classes, observation, TRAIN, seed=0)
 
 
 def build(name: str, *arguments: object, **options: object) -> Member:
@@ -49,16 +52,21 @@ def stripes(observation: Observation = "bernoulli") -> ImageBatch:
     return ImageBatch(images, indices % 8 % 3, indices, indices)
 
 
-def trained(member: Member, batch: ImageBatch, steps: int = 40) -> list[float]:
-    """Train on one batch as the loop does, and return the loss of each step; the model is then in eval mode."""
+def trained(member: Member, data: ImageBatch | Callable[[int], ImageBatch], steps: int = 40) -> list[float]:
+    """Train as the loop does, and return the loss of each step; the model is then in eval mode.
+
+    `data` is one batch for all steps, or a function from the step to its batch.
+    """
+    batch_of = data if callable(data) else lambda step: data
+    batch = batch_of(0)
     objective = MemberObjective(member)
     optimiser = optimiser_of(objective, "muon")
-    set_rate(optimiser, 3e-2)
     losses = []
     for step in range(steps):
         if step == objective.start_step:
             objective.start(endless(batch), same)
-        loss = objective.loss(member, batch, step)
+        set_rate(optimiser, learning_rate(member.setting.train, step))
+        loss = objective.loss(member, batch_of(step), step)
         optimiser.zero_grad()
         loss.total.backward()
         optimiser.step()

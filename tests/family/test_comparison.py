@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_page_has_a_row_and_pictures_for_each_model(compared: Path):
     page = (compared / "comparison.html").read_text()
     for name in ("autoencoder", "cvae", "vqvae"):
         assert f'<tr><th scope="row">{name}</th>' in page
-    assert page.count("data:image/png;base64") == 9 and page.count("data:image/svg+xml") == 1
+    assert page.count("data:image/png;base64") == 9 and page.count("data:image/svg+xml") == 2
     assert "http" not in page.replace("http://www.w3.org", "")  # loads nothing
 
 
@@ -92,6 +93,8 @@ def test_unknown_models_and_values_are_refused_before_anything_is_written(tmp_pa
         check_family(colour)
     with pytest.raises(UserError, match=r"images.size"):
         check_family(FamilyConfig(str(run), ImagesConfig(size=30, channels=3), "vae", CONFIG, TRAIN))
+    with pytest.raises(UserError, match=r"members.group_rows: 3 .* divisor of 8"):
+        check_family(replace(config(run, "oi_vae"), members=replace(CONFIG, group_rows=3)))
     assert not run.exists()
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.family.small import BATCH, setting, stripes, trained
+from tests.family.small import BATCH, TRAIN, setting, stripes, trained
 from vqvae2.errors import UserError
 from vqvae2.family.member import Setting
 from vqvae2.family.pixelcnn import CausalDecoder, PixelCNN, PixelCNNDeltaVAE, PixelCNNVAE, PixelCNNVQVAE
@@ -17,7 +17,7 @@ MEMBERS = [PixelCNN, PixelCNNVAE, PixelCNNDeltaVAE, PixelCNNVQVAE]
 def test_probabilities_of_all_images_sum_to_one():
     """Given any picture, the probabilities of all black and white images of 3x3 pixels sum to 1."""
     torch.manual_seed(0)
-    small = Setting(setting(**SIZES).config, 1, (3, 3), 0, "bernoulli", BATCH, 40, seed=0)
+    small = Setting(setting(**SIZES).config, 1, (3, 3), 0, "bernoulli", TRAIN, seed=0)
     decoder = CausalDecoder(small, conditioned=True).double()
     everything = 255 * torch.tensor(list(product((0, 1), repeat=9)), dtype=torch.uint8).view(-1, 1, 3, 3)
     picture = torch.randn(1, 1, 3, 3, dtype=torch.float64)
@@ -59,6 +59,6 @@ def test_exchanged_latents_lose_nothing_without_and_something_with_their_influen
 
 
 def test_colour_is_refused():
-    colour = Setting(setting().config, 3, (8, 8), 0, "gaussian", BATCH, 40, seed=0)
+    colour = Setting(setting().config, 3, (8, 8), 0, "gaussian", TRAIN, seed=0)
     with pytest.raises(UserError, match=r"images\.channels: 3"):
         PixelCNN(colour)

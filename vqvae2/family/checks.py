@@ -41,11 +41,16 @@ def _requirements(config: FamilyConfig) -> Iterator[Requirement]:
         config.models,
         f"leave out {', '.join(causal)}, or set images.channels to 1",
     )
+    strips = members.group_rows >= 1 and sides[0] % members.group_rows == 0
+    yield Requirement(
+        strips or "oi_vae" not in config.names, "members.group_rows", members.group_rows, f"use a divisor of {sides[0]}"
+    )
     odd = members.causal_kernel_size >= 3 and members.causal_kernel_size % 2 == 1
     yield Requirement(odd, "members.causal_kernel_size", members.causal_kernel_size, "use an odd number, 3 or more")
+    yield Requirement(0 <= members.sparsity < 1, "members.sparsity", members.sparsity, "use 0 or more and less than 1")
     yield Requirement(members.delta > 0, "members.delta", members.delta, "use a number above 0")
     for field in fields(members):
         value = getattr(members, field.name)
         least = 0 if field.name in NOT_NEGATIVE else 2 if field.name in ("hidden_channels", "codebook_size") else 1
-        if field.name not in ("delta", "conditional_prior"):
+        if field.name not in ("delta", "conditional_prior", "sparsity"):
             yield Requirement(value >= least, f"members.{field.name}", value, f"use {least} or more")

@@ -25,6 +25,9 @@ class MembersConfig:
         delta: Smallest rate of delta_vae in nats per image, above 0.
         sequence_length: Number of latent vectors of delta_vae, each of `sequence_dim` dimensions, 2 or more.
         sequence_dim: Number of dimensions of each latent vector of delta_vae, 1 or more.
+        group_rows: Number of rows of pixels in each group of oi_vae, 1 or more; a divisor of the height.
+        sparsity: Amount by which oi_vae shortens the weights from each latent to each group at each step, relative to
+            the longest step of the optimizer, 0 or more and below 1.
         causal_channels: Number of channels of the causal decoder of the models named pixelcnn, 1 or more.
         causal_layers: Number of gated layers of that causal decoder, 1 or more.
         causal_kernel_size: Side of the causal kernels in pixels, an odd number, 3 or more.
@@ -47,6 +50,8 @@ class MembersConfig:
     delta: float = 4.0
     sequence_length: int = 16
     sequence_dim: int = 2
+    group_rows: int = 4
+    sparsity: float = 0.5
     causal_channels: int = 32
     causal_layers: int = 4
     causal_kernel_size: int = 5

@@ -15,8 +15,8 @@ from vqvae2.evaluation.fidelity import frechet_distance
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import InMemory, numbered_batches
 from vqvae2.family.member import Member
+from vqvae2.family.pictures import save_pictures
 from vqvae2.family.training import means_over_processes, model_dir
-from vqvae2.images.grids import save_grid
 from vqvae2.images.loading import load_batches
 from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
 from vqvae2.run.directory import make_dir
@@ -28,8 +28,6 @@ from vqvae2.training.order import Item, StepOrder, in_order
 from vqvae2.training.window import gather_shares, share_of, validation_window
 
 ACTIVE_VARIANCE = 0.01  # smallest variance of the posterior mean of an active unit (Burda et al. 2016, section 5.2)
-COLUMNS = 8  # pictures in a row
-SAMPLES_SHOWN = 64
 SUMMED = ("distortion", "rate", "bound", "exchange_loss")  # nats per image
 
 
@@ -186,15 +184,3 @@ def classifier_on(
             accelerator,
         )
     )
-
-
-def save_pictures(member: Member, splits: Splits, samples: ImageSet, directory: Path, accelerator: Accelerator) -> None:
-    """Save images above their reconstructions, of the training and the held-out images, and a grid of samples."""
-    for part, images in splits._asdict().items():
-        window = validation_window(len(images), COLUMNS)
-        originals = torch.stack([images.load(i) for i in window]).to(accelerator.device)
-        labels = torch.tensor([images.labels[i] for i in window], device=accelerator.device)
-        rows = torch.cat([originals, member.reconstruct(originals, labels)])
-        save_grid(rows, directory / f"{part}.png", len(window))
-    shown = torch.stack([samples.load(i) for i in range(min(SAMPLES_SHOWN, len(samples)))])
-    save_grid(shown, directory / "samples.png", COLUMNS)

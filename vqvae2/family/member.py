@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from vqvae2.config import TrainConfig
 from vqvae2.family.config import MembersConfig
 from vqvae2.images.loading import ImageBatch
 from vqvae2.run.seeding import keyed_generator
@@ -26,8 +27,7 @@ class Setting:
         num_classes: number of classes; 0: the images have no labels.
         observation: distribution of the pixels given the decoder's output: bernoulli for images of black and white
             pixels, gaussian for all others.
-        batch_size: images of the global batch.
-        total_steps: training steps.
+        train: training settings.
         seed: seed of the run.
     """
 
@@ -36,8 +36,7 @@ class Setting:
     height_width: tuple[int, int]
     num_classes: int
     observation: Observation
-    batch_size: int
-    total_steps: int
+    train: TrainConfig
     seed: int
 
     @property
@@ -118,7 +117,7 @@ class Member(nn.Module):
     def noise(self, purpose: str, batch: ImageBatch, step: int, *shape: int) -> Tensor:
         """Standard normal numbers (B, *shape), a function of seed, purpose, step and batch index only."""
         generator = keyed_generator(self.setting.seed, purpose, step)
-        drawn = torch.randn(self.setting.batch_size, *shape, generator=generator)
+        drawn = torch.randn(self.setting.train.batch_size, *shape, generator=generator)
         return drawn.to(batch.images.device)[batch.batch_indices]
 
     # Evaluation, in eval mode and without gradients.
@@ -146,6 +145,10 @@ class Member(nn.Module):
 
     def posterior_means(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Means of the latents given the images, (B, D); None: the model has no continuous latents."""
+        return None
+
+    def group_weights(self) -> Tensor | None:
+        """Norms of the weights from each latent to each group of pixels, (G, D); None: the model has no groups."""
         return None
 
     def codes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

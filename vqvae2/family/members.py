@@ -8,6 +8,7 @@ from vqvae2.family.beta_vae import BetaVAE
 from vqvae2.family.cvae import CVAE
 from vqvae2.family.delta_vae import DeltaVAE
 from vqvae2.family.member import Member, Setting
+from vqvae2.family.oi_vae import OIVAE
 from vqvae2.family.pixelcnn import PixelCNN, PixelCNNDeltaVAE, PixelCNNVAE, PixelCNNVQVAE
 from vqvae2.family.ppca import PPCA
 from vqvae2.family.vae import VAE
@@ -22,6 +23,7 @@ MEMBERS: dict[str, Callable[[Setting], Member]] = {
     "cvae": CVAE,
     "delta_vae": DeltaVAE,
     "vae_gan": VAEGAN,
+    "oi_vae": OIVAE,
     "pixelcnn": PixelCNN,
     "pixelcnn_vae": PixelCNNVAE,
     "pixelcnn_delta_vae": PixelCNNDeltaVAE,

@@ -1,5 +1,6 @@
-"""comparison.html: a self-contained page with a row for each model, its pictures, and rates over the steps."""
+"""comparison.html: a self-contained page with a row for each model, its pictures, and plots over the steps."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,9 @@ PICTURES = {
     "train": "Training images above their reconstructions",
     "validation": "Held-out images above their reconstructions",
     "samples": "Samples",
+    "groups": "Norms of the weights from each latent (column) to each group of pixels (row); black: none",
 }
+CURVES = {"rate": "Rate", "exchange_loss": "Loss by exchanged latents"}
 CURVES_AT_ONCE = 4  # lines in a plot
 
 
@@ -49,8 +52,8 @@ def write_page(config: FamilyConfig, figures: dict[str, dict[str, Any]]) -> None
     evaluation = Path(config.run_dir) / "evaluation"
     rows = [(name, [cell(found, column.key) for column in COLUMNS]) for name, found in figures.items()]
     pictures = [
-        (name, [(picture(evaluation / name / f"{part}.png"), text) for part, text in PICTURES.items()])
-        for name in figures
+        (name, [(picture(path), text) for part, text in PICTURES.items() if (path := folder / f"{part}.png").exists()])
+        for name, folder in ((name, evaluation / name) for name in figures)
     ]
     template = Environment(loader=PackageLoader("vqvae2.family", "."), autoescape=True, trim_blocks=True).get_template(
         "comparison.html.j2"
@@ -82,15 +85,17 @@ def cell(figures: dict[str, Any], key: str) -> str:
 
 
 def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
-    """Data URLs and captions of plots of the rate on held-out images over the steps."""
-    series = {
-        name: points_of(read_metrics(model_dir(config, name) / "metrics.jsonl"), "validation", "rate") for name in names
-    }
-    known = [(name, points) for name, points in series.items() if points]
+    """Data URLs and captions of plots over the steps: of the models with a causal decoder, then of the others."""
+    logs = {name: read_metrics(model_dir(config, name) / "metrics.jsonl") for name in names}
+    causal = [name for name in names if name.startswith("pixelcnn")]
+    others = [name for name in names if name not in causal]
+    groups = [part[i : i + CURVES_AT_ONCE] for part in (causal, others) for i in range(0, len(part), CURVES_AT_ONCE)]
     curves = []
-    for first in range(0, len(known), CURVES_AT_ONCE):
-        shown = dict(known[first : first + CURVES_AT_ONCE])
-        last = ", ".join(f"{name} {points[-1][1]:.3g}" for name, points in shown.items())
-        caption = f"Rate on held-out images over the steps, in nats per image. At the end: {last}."
-        curves.append((data_url(plot(shown, "step", "rate, nats per image"), "svg+xml"), caption))
+    for group, (key, label) in product(groups, CURVES.items()):
+        series = {name: points_of(logs[name], "validation", key) for name in group}
+        shown = {name: points for name, points in series.items() if points}
+        if shown:
+            last = ", ".join(f"{name} {points[-1][1]:.3g}" for name, points in shown.items())
+            caption = f"{label} on held-out images over the steps, in nats per image. At the end: {last}."
+            curves.append((data_url(plot(shown, "step", f"{label.lower()}, nats"), "svg+xml"), caption))
     return curves

@@ -137,7 +137,9 @@ class PixelCNNVQVAE(VQVAE):
     def __init__(self, setting: Setting):
         super().__init__(setting)
         self.autoencoder = CausalAutoencoder(self.autoencoder.config, setting)
-        self.objective = AutoencoderObjective(self.autoencoder, setting.batch_size, setting.total_steps, setting.seed)
+        self.objective = AutoencoderObjective(
+            self.autoencoder, setting.train.batch_size, setting.train.total_steps, setting.seed
+        )
 
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
         picture = self.autoencoder(images).images

@@ -75,8 +75,7 @@ def build_member(name: str, config: FamilyConfig, splits: Splits) -> Member:
         config.images.height_width,
         len(splits.train.classes),
         "bernoulli" if config.binarise else "gaussian",
-        config.train.batch_size,
-        config.train.total_steps,
+        config.train,
         config.seed,
     )
     with torch.random.fork_rng(devices=[]):
@@ -149,7 +148,7 @@ def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: A
 def validation(
     member: Member, splits: Splits, window: list[int], batch_size: int, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Mean squared error of reconstructions, of pixels in [-1, 1], and rate and distortion in nats per image."""
+    """Mean squared error of reconstructions, of pixels in [-1, 1], and the nats of the bound and of the exchange."""
     sums: dict[str, Tensor] = {}
     for number, batch in numbered_batches(splits.validation, window, batch_size, accelerator):
         generator = keyed_generator(member.setting.seed, "validation", number)
@@ -158,6 +157,9 @@ def validation(
         bound = member.bound(batch.images, batch.labels, generator)
         if bound is not None:
             found |= {"rate": bound.rate} | ({} if bound.distortion is None else {"distortion": bound.distortion})
+        exchanged = member.exchange_loss(batch.images, batch.labels, generator)
+        if exchanged is not None:
+            found["exchange_loss"] = exchanged
         sums = {key: sums.get(key, 0) + x.to(widest_float(x.device)).sum() for key, x in found.items()}
     return means_over_processes(sums, accelerator)
 

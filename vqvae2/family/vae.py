@@ -11,7 +11,7 @@ passes through z. The importance-weighted bound (Burda et al. 2016, arXiv 1509.0
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,13 @@ def standard_gaussian(like: Tensor) -> Gaussian:
     return Gaussian(torch.zeros_like(like), torch.zeros_like(like))
 
 
+class Decoder(Protocol):
+    """What decodes latents: a trunk, or the generators of the oi-VAE."""
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents (B, D) -> parameters of the pixel distribution (B, C, H, W)."""
+
+
 class VAE(Member):
     """The VAE with a diagonal Gaussian posterior and a standard normal prior.
 
@@ -71,11 +78,11 @@ class VAE(Member):
         super().__init__(setting)
         self.latent_dim = latent_dim or setting.config.latent_dim
         self.encoder = Trunk(setting, outputs=2 * self.latent_dim, conditional=self.conditional)
-        self.decoder = self.build_decoder()
+        self.decoder: Decoder = self.build_decoder()
         self.pixels = pixels_of(setting.observation)
 
-    def build_decoder(self) -> Trunk:
-        """The decoder's trunk."""
+    def build_decoder(self) -> Decoder:
+        """A new decoder."""
         return Trunk(self.setting, inputs=self.latent_dim, conditional=self.conditional)
 
     def posterior(self, images: Tensor, labels: Tensor) -> Gaussian:

@@ -109,7 +109,9 @@ class VQVAE(Member):
         self.priors = module_dict(
             {grid.name: Prior(prior, grid, self.grids[:i], num_classes=0) for i, grid in enumerate(self.grids)}
         )
-        self.objective = AutoencoderObjective(self.autoencoder, setting.batch_size, setting.total_steps, setting.seed)
+        self.objective = AutoencoderObjective(
+            self.autoencoder, setting.train.batch_size, setting.train.total_steps, setting.seed
+        )
         self.start_step = self.objective.start_step
 
     def forward(self, batch: ImageBatch, step: int) -> Loss:
