@@ -19,6 +19,7 @@ from vqvae2.config import EvaluationConfig, TrainConfig
 from vqvae2.images.convert import to_float
 from vqvae2.run.model_files import load_weights, read_description, read_weights
 from vqvae2.training.loop import finished_step, train
+from vqvae2.training.metrics_log import read_metrics
 from vqvae2.training.objective import Loss, WeightsObjective
 
 LEARNING_RATE = 1e-3
@@ -85,6 +86,13 @@ class ClassifierObjective(WeightsObjective[Classifier]):
         return Loss(loss, {"accuracy": accuracy})
 
 
+class Trained(NamedTuple):
+    """A trained classifier, in eval mode, and its accuracy on the held-out images."""
+
+    classifier: Classifier
+    accuracy: float
+
+
 def new_classifier(config: EvaluationConfig, height_width: tuple[int, int], num_classes: int, seed: int) -> Classifier:
     """Build a classifier with weights initialized from the seed.
 
@@ -104,7 +112,7 @@ def train_classifier(
     directory: Path,
     seed: int,
     accelerator: Accelerator,
-) -> Classifier:
+) -> Trained:
     """Train a classifier to `config.classifier_steps`, resuming from its last checkpoint, and export it.
 
     Args:
@@ -116,9 +124,6 @@ def train_classifier(
         directory: receives the checkpoints, metrics.jsonl and the exported model.
         seed: seed of the training, including the horizontal flips.
         accelerator: the accelerator to train with.
-
-    Returns:
-        The trained classifier in eval mode.
     """
     steps = config.classifier_steps
     settings = TrainConfig(
@@ -143,7 +148,8 @@ def train_classifier(
             accelerator,
             lambda: describe_classifier(classifier, config.classifier),
         )
-    return load_classifier(directory).to(accelerator.device)
+    validated = read_metrics(directory / "metrics.jsonl")[-1]  # the last step is always validated
+    return Trained(load_classifier(directory).to(accelerator.device), validated["accuracy"])
 
 
 def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:

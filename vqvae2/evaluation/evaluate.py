@@ -6,7 +6,7 @@ from typing import Any
 
 from vqvae2.config import Config, as_dict, local_batch_size
 from vqvae2.evaluation import inception, metrics, pictures
-from vqvae2.evaluation.classifier import Classifier, Seen
+from vqvae2.evaluation.classifier import Seen, Trained
 from vqvae2.evaluation.fidelity import nearest
 from vqvae2.evaluation.parts import found, part_dir
 from vqvae2.evaluation.pixels import LPIPS_URL, lpips_weights, lpips_weights_are_there
@@ -83,7 +83,7 @@ def judge(subject: Subject) -> dict[str, Any]:
     return judged
 
 
-def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
+def _classifiers(subject: Subject, written: Written) -> dict[str, Trained]:
     """Train one classifier each on real images, on reconstructions and on samples."""
     train, codes = subject.images.train, subject.codes["train"]
     samples = as_image_set(written, subject.classes)
@@ -105,7 +105,7 @@ def _classifiers(subject: Subject, written: Written) -> dict[str, Classifier]:
     return classifiers
 
 
-def compare(subject: Subject, written: Written, classifiers: dict[str, Classifier], directory: Path) -> dict[str, Any]:
+def compare(subject: Subject, written: Written, classifiers: dict[str, Trained], directory: Path) -> dict[str, Any]:
     """Compute the sections `fidelity`, `classification_accuracy` and `rejection`; save the images of the report."""
     accelerator = subject.accelerator
     windows = {
@@ -124,13 +124,13 @@ def compare(subject: Subject, written: Written, classifiers: dict[str, Classifie
     accuracies, rejection, neighbours = None, [], None
     if classifiers:
         assert written.labels is not None  # the run has classes
-        classifier = classifiers["real"]
+        classifier = classifiers["real"].classifier
         seen = _seen(subject, written, windows, classifier)
         resize = f"bilinear with antialiasing to {classifier.size}x{classifier.size}"
         fidelity["classifier_features"] = {**metrics.distances(**seen), "resize": resize}
         rejection = metrics.rejection(seen["samples"], written.labels, seen["real"])
         neighbours = nearest(seen["samples"].features, seen["real"].features, pictures.NEIGHBOURS)
-        accuracies = {name: metrics.accuracy(subject, x) for name, x in classifiers.items()}
+        accuracies = {name: x.accuracy for name, x in classifiers.items()}
         told = seen["samples"].logits.argmax(1) == written.labels
         accuracies |= {"samples_recognised": told.double().mean().item(), "classes": len(subject.classes)}
     if why := inception.missing_weights():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqvae2.autoencoder.likelihood import VARIANCE_IMAGES, pixel_nats, pixel_variance
 from vqvae2.autoencoder.usage import code_counts, usage_of
-from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
+from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, Trained, new_classifier, train_classifier
 from vqvae2.evaluation.fidelity import FEWEST_IMAGES, fidelity, frechet_distance, precision_and_recall
 from vqvae2.evaluation.pixels import measures_for
 from vqvae2.evaluation.rejection import best_of_each_class, confidence
@@ -121,7 +121,7 @@ def _pixel_nats(subject: Subject, variance: float) -> Tensor:
 
 def trained_classifier(
     subject: Subject, name: str, num_images: int, batches: Callable[[Any], Iterable[LabelledBatch]], directory: Path
-) -> Classifier:
+) -> Trained:
     """Train a classifier on one kind of images.
 
     Args:

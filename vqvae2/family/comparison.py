@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from vqvae2.config import as_dict, local_batch_size
-from vqvae2.evaluation.classifier import Classifier, load_classifier
+from vqvae2.evaluation.classifier import Classifier
 from vqvae2.evaluation.parts import found, part_dir
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import open_in_memory
@@ -73,8 +73,7 @@ def _inputs(config: FamilyConfig) -> dict[str, Any]:
 def _real_classifier(config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> Classifier:
     """The classifier trained on the training images, whose features the Frechet distances are computed in."""
     directory = part_dir(Path(config.run_dir) / "evaluation", "classifier_real", _inputs(config), accelerator)
-    classifier_on(splits.train, splits, config, directory, accelerator)
-    return load_classifier(directory).to(accelerator.device)
+    return classifier_on(splits.train, splits, config, directory, accelerator).classifier
 
 
 def _evaluated(

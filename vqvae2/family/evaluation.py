@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vqvae2.autoencoder.usage import code_counts, usage_of
-from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, new_classifier, train_classifier
+from vqvae2.evaluation.classifier import Classifier, LabelledBatch, Seen, Trained, new_classifier, train_classifier
 from vqvae2.evaluation.fidelity import frechet_distance
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import InMemory, numbered_batches
@@ -55,7 +55,7 @@ def figures_of(
             told = features[0].logits.argmax(1) == torch.tensor(samples.labels)
             recognised = told.double().mean().item()
             with torch.enable_grad():
-                cas = classifier_on(samples, splits, config, directory / "classifier_samples", accelerator)
+                cas = classifier_on(samples, splits, config, directory / "classifier_samples", accelerator).accuracy
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             save_pictures(member, splits, samples, directory, accelerator)
@@ -158,8 +158,10 @@ def see(
 
 def classifier_on(
     images: ImageSet, splits: Splits, config: FamilyConfig, directory: Path, accelerator: Accelerator
-) -> float:
-    """Train a classifier on images, export it to `directory`, and return its accuracy on the held-out images."""
+) -> Trained:
+    """Train a classifier on images and export it to `directory`; at most `num_samples` held-out images judge it."""
+    window = validation_window(len(splits.validation), config.evaluation.num_samples)
+    labels = torch.tensor([splits.validation.labels[i] for i in window])
 
     def batches(step: int) -> Iterable[LabelledBatch]:
         place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
@@ -167,20 +169,18 @@ def classifier_on(
         return (LabelledBatch(x.images, x.labels, x.batch_indices) for x in load_batches(images, order, 0))
 
     def accuracy(classifier: Classifier) -> float:
-        seen = see(classifier, splits.validation, list(range(len(splits.validation))), config, accelerator)
-        return (seen.logits.argmax(1) == torch.tensor(splits.validation.labels)).double().mean().item()
+        seen = see(classifier, splits.validation, window, config, accelerator)
+        return (seen.logits.argmax(1) == labels).double().mean().item()
 
     make_dir(directory)
     new = new_classifier(config.evaluation, config.images.height_width, len(images.classes), config.seed)
-    return accuracy(
-        train_classifier(
-            new.to(accelerator.device),
-            lambda step: iter(batches(step)),
-            accuracy,
-            config.evaluation,
-            config.images.horizontal_flip,
-            directory,
-            config.seed,
-            accelerator,
-        )
+    return train_classifier(
+        new.to(accelerator.device),
+        lambda step: iter(batches(step)),
+        accuracy,
+        config.evaluation,
+        config.images.horizontal_flip,
+        directory,
+        config.seed,
+        accelerator,
     )
