@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -28,17 +28,45 @@ from vqvae2.run.precision import resolve_precision
 WAIT_FOR_ONE_PROCESS = timedelta(hours=3)
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
+SPLITS_MODELS = {  # environment variables that `accelerate launch` sets
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+class Processes(NamedTuple):
+    """Processes that do something together, and this one among them, without an accelerator."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+
+Together: TypeAlias = Accelerator | PartialState | Processes
+ALONE = Processes()
+
 
 def join_processes() -> PartialState:
     """Initialize the process group if there are several processes.
 
     ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it.
+
+    Raises:
+        UserError: Accelerate is configured to split models over processes.
     """
+    for variable, name in SPLITS_MODELS.items():
+        if parse_flag_from_env(variable):
+            raise UserError(
+                f"Accelerate is configured for {name} ({variable}), which splits a model over processes. Here each "
+                "process holds the whole model, so that a run can go on with any number of processes. Use "
+                "distributed_type MULTI_GPU (accelerate launch --multi_gpu), with shard_optimizer: true to save memory"
+            )
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT_FOR_ONE_PROCESS)
 
 
 @contextmanager
-def refusals_reach_all(state: PartialState | Accelerator) -> Iterator[None]:
+def refusals_reach_all(state: Together) -> Iterator[None]:
     """Context manager at whose end all processes raise the ToldError of any process.
 
     Without it, the other processes would wait for a process that has ended, unless a launcher ends them. Processes must

@@ -29,6 +29,7 @@ from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objective import Objective, optimiser_of
 from vqvae2.training.optimiser import load_optimiser_state, optimiser_state, set_rate, skip_where
 from vqvae2.training.schedule import learning_rate
+from vqvae2.training.sharding import shard_of
 
 Metrics = dict[str, float]
 AGREE_EVERY = 10  # steps between checks of several processes whether to stop
@@ -74,12 +75,13 @@ def train(
     """
     # Create model, optimizer and weight average, and load the newest checkpoint.
     module = objective.module
-    average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    optimiser = optimiser_of(objective, config.optimizer)
+    shard = shard_of(module, config.shard_optimizer, accelerator)
+    average = WeightAverage(module, config.weight_average_decay, shard) if config.weight_average_decay else None
+    optimiser = optimiser_of(objective, config.optimizer, shard)
     best: Best | None = None
     logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps
-    checkpoint = load_checkpoint(directory / "checkpoints")
+    checkpoint = load_checkpoint(directory / "checkpoints", accelerator)
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
         module.load_state_dict(checkpoint.groups["module"])
@@ -87,9 +89,10 @@ def train(
         objective.load_state(checkpoint.groups["objective"])
         if average:
             average.load(checkpoint.groups["average"])
-        best = best_of_state(checkpoint.groups.get("best", {}))
+        best = best_of_state(checkpoint.groups.get("best", {}), shard)
         sums = {name: x.to(accelerator.device) for name, x in checkpoint.groups["sums"].items()}
         accelerator.print(f"going on from step {first_step}")
+    del checkpoint  # its files stay open, and on the disk, as long as its tensors are referenced
     compiled = torch.compile(module) if config.compile else module
     model, optimiser = accelerator.prepare(compiled, optimiser)
     first_bad_step = torch.full((), torch.inf, device=accelerator.device)
@@ -100,17 +103,15 @@ def train(
         _stop_if_bad(first_bad_step, directory)
         if sums:  # continue from the mean over processes, as a resumed run does
             sums.update(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "mean").unbind(), strict=True))
-        groups = {
-            "module": module.state_dict(),
+        replicated = {"module": module.state_dict(), "objective": objective.state(), "sums": sums}
+        sharded = {
             "optimiser": optimiser_state(optimiser.optimizer, module),
-            "objective": objective.state(),
             "average": average.averages if average else {},
             "best": best.state() if best else {},
-            "sums": sums,
         }
-        with refusals_reach_all(accelerator):
-            if accelerator.is_main_process:
-                save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
+        main = accelerator.is_main_process
+        written = (replicated if main else {}) | (sharded if main or shard.processes > 1 else {})
+        save_checkpoint(directory / "checkpoints", Checkpoint(step, written), accelerator)
 
     def report(step: int, split: str, metrics: Metrics) -> None:
         with refusals_reach_all(accelerator):
@@ -160,7 +161,8 @@ def train(
             else:
                 counts_as_bad = ~finite_loss  # the gradient scaler handles overflow itself
             optimiser.step()
-            optimiser.zero_grad()
+            module.zero_grad()
+            shard.share_parameters(module)
             objective.end_step(step, applied, accelerator.reduce)
             if average:
                 average.update(step, applied)
@@ -191,7 +193,7 @@ def train(
                     with torch.no_grad(), average.swapped_in() if average else nullcontext():
                         held_out = validate(done)
                         if objective.validated_by:
-                            best = better(best, done, held_out[objective.validated_by], module)
+                            best = better(best, done, held_out[objective.validated_by], module, shard)
                     report(done, "validation", held_out)
                     if accelerator.is_main_process:
                         bar.write(
@@ -220,7 +222,7 @@ def train(
     # Export the weights that later stages load: those of the best validation, if there is a metric that decides.
     module.eval()
     averaged = average.swapped_in() if average else nullcontext()
-    with best.swapped_in(module) if best else averaged:
+    with best.swapped_in(module, shard) if best else averaged:
         steps = {"step": config.total_steps, "exported_step": best.step if best else config.total_steps}
         description = {**describe(), **steps}
         with refusals_reach_all(accelerator):
