@@ -32,7 +32,8 @@ def remedy(
     fits = [fit for x in costs for fit in _fits(stage, x, costs[x], local_batch, precision, limit, processes)]
     if not fits:
         sharded = ", with shard_optimizer" if processes > 1 else ""
-        return f"{stage.name}: does not fit with one image at a time{sharded}: use a GPU with more memory or a smaller model"
+        remedies = "use a GPU with more memory or a smaller model"
+        return f"{stage.name}: does not fit with one image at a time{sharded}: {remedies}"
     return f"{stage.name}: " + ", or ".join(_describe(stage, fit) for fit in fits)
 
 
