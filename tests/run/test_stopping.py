@@ -82,7 +82,7 @@ def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> 
         os.kill(other, signal.SIGUSR1)
         _, errors = process.communicate(timeout=60)
     (step,) = saved_steps(tmp_path)
-    assert step % 10 == 0 and f"saved at step {step}" in errors
+    assert f"saved at step {step}" in errors
     assert not is_alive(first) and not is_alive(other)
 
 

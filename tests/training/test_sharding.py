@@ -11,10 +11,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.conftest import made_once
 from tests.training.test_checkpoints import flip_a_byte
 from tests.training.test_loop import SETTINGS, InterruptionError, interrupt, log_of, prior_objective, train
-from tests.training.together import run_together
 from vqvae2.config import TrainConfig
 from vqvae2.training.checkpoints import load_checkpoint
 from vqvae2.training.optimiser import build_optimiser, optimiser_state, set_rate
@@ -65,18 +63,20 @@ def read_damaged(folder: Path, state: PartialState) -> None:
     (folder / f"damaged{state.process_index}.json").write_text(json.dumps([found.step, said]))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes, sharded or not; those whose name ends in `one` go on in this process."""
+def before(folder: Path) -> None:
+    train_prior(folder / "one", False)
+    train_prior(folder / "one_then_sharded", False, HALFWAY + 1)
 
-    def make(folder: Path) -> None:
-        train_prior(folder / "one", False)
-        train_prior(folder / "one_then_sharded", False, HALFWAY + 1)
-        run_together("tests.training.test_sharding:scenario", folder)
-        for name in ("unsharded_then_one", "sharded_then_one"):
-            train_prior(folder / name, True)
 
-    return made_once(tmp_path_factory, "sharding", make)
+def after(folder: Path) -> None:
+    for name in ("unsharded_then_one", "sharded_then_one"):
+        train_prior(folder / name, True)
+
+
+@pytest.fixture
+def folder(together: Path) -> Path:
+    """Runs of two processes, sharded or not; those whose name ends in `one` go on in the process of pytest."""
+    return together / __name__
 
 
 def losses(directory: Path) -> list[float]:

@@ -1,4 +1,8 @@
-"""Start a scenario, MODULE:FUNCTION, in several CPU processes, each of which calls the function with a folder."""
+"""Start scenarios in several CPU processes, so that tests of many scenarios share the time to start the processes.
+
+A scenario is a module with the functions `before(folder)`, called in the process of pytest, `scenario(folder)`, called
+in each of the processes, and `after(folder)`, called in the process of pytest again.
+"""
 
 import importlib
 import os
@@ -10,8 +14,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 
-def start_together(scenario: str, folder: Path, processes: int = 2, **variables: str) -> list[subprocess.Popen]:
-    """Start the processes, with `variables` added to their environment."""
+def start_together(scenarios: list[str], folder: Path, processes: int = 2) -> list[subprocess.Popen]:
+    """Start processes that call the scenarios one after another."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -23,11 +27,10 @@ def start_together(scenario: str, folder: Path, processes: int = 2, **variables:
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        **variables,
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.together", scenario, str(folder)],
+            [sys.executable, "-m", "tests.training.together", str(folder), *scenarios],
             env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
             stderr=subprocess.PIPE,
             text=True,
@@ -37,20 +40,26 @@ def start_together(scenario: str, folder: Path, processes: int = 2, **variables:
     ]
 
 
-def run_together(scenario: str, folder: Path, processes: int = 2) -> None:
-    """Run a scenario and check that all processes succeed."""
-    started = start_together(scenario, folder, processes)
+def run_together(scenarios: list[str], folder: Path) -> None:
+    """Run scenarios in two processes, each in a folder of its name, and check that both processes succeed."""
+    modules = [importlib.import_module(name) for name in scenarios]
+    for module in modules:
+        (folder / module.__name__).mkdir()
+        module.before(folder / module.__name__)
+    started = start_together(scenarios, folder)
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        said = [process.communicate(timeout=240)[1] for process in started]
     finally:
         for process in started:
             process.kill()
             process.wait()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    for module in modules:
+        module.after(folder / module.__name__)
 
 
 if __name__ == "__main__":
-    module, function = sys.argv[1].split(":")
-    getattr(importlib.import_module(module), function)(Path(sys.argv[2]))
+    for name in sys.argv[2:]:
+        importlib.import_module(name).scenario(Path(sys.argv[1]) / name)
     sys.stderr.flush()
     os._exit(0)  # as the pipelines end several processes
