@@ -183,6 +183,7 @@ def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_pat
 
 
 FAKE_SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks="$tasks $!"; done
 for task in $tasks; do wait $task || code=$?; done
 exit ${code:-0}

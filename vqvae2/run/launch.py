@@ -1,6 +1,7 @@
 """Setup of Accelerate, its processes and its trackers."""
 
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from vqvae2.config import MixedPrecision, RunConfig, TrainConfig, as_dict
 from vqvae2.errors import ToldError, UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.precision import resolve_precision
+from vqvae2.run.restarts import use_fresh_store
 
 # PyTorch's default timeout of 10 minutes (NCCL) is too short for the processes that wait while the main process surveys
 # millions of files. A process that dies is detected by its closed connections or by the launcher, not by this timeout.
@@ -53,7 +55,7 @@ def join_processes() -> PartialState:
     ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it.
 
     Raises:
-        UserError: Accelerate is configured to split models over processes.
+        UserError: Accelerate is configured to split models over processes, or restarts would hang.
     """
     for variable, name in SPLITS_MODELS.items():
         if parse_flag_from_env(variable):
@@ -62,12 +64,13 @@ def join_processes() -> PartialState:
                 "process holds the whole model, so that a run can go on with any number of processes. Use "
                 "distributed_type MULTI_GPU (accelerate launch --multi_gpu), with shard_optimizer: true to save memory"
             )
+    use_fresh_store()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT_FOR_ONE_PROCESS)
 
 
 @contextmanager
 def refusals_reach_all(state: Together) -> Iterator[None]:
-    """Context manager at whose end all processes raise the ToldError of any process.
+    """Context manager at whose end all processes raise the ToldError of any process, with its host if that is another.
 
     Without it, the other processes would wait for a process that has ended, unless a launcher ends them. Processes must
     not communicate inside the block; they synchronize at its end.
@@ -78,7 +81,11 @@ def refusals_reach_all(state: Together) -> Iterator[None]:
     except ToldError as caught:
         error = caught
     if state.num_processes > 1:
-        error = next((x for x in [error, *gather_object([error])] if x is not None), None)
+        everyone = gather_object([(error, socket.gethostname())])
+        first = next(((x, host) for x, host in everyone if x is not None), None)
+        if error is None and first is not None:
+            here = first[1] == socket.gethostname()
+            error = first[0] if here else type(first[0])(f"on host {first[1]}: {first[0]}")
         if error is not None:
             error.reaches_all = True
     if error is not None:
