@@ -39,10 +39,12 @@ class WeightAverage:
     def swapped_in(self) -> Iterator[None]:
         """Context manager in which the module has the averaged weights; all processes enter it together."""
         self._swap()
+        self.shard.share(dict(self.trained))
         try:
             yield
         finally:
             self._swap()
+        self.shard.share(dict(self.trained))  # not after an error, which other processes may not have
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -50,7 +52,6 @@ class WeightAverage:
             held = parameter.detach().clone()
             parameter.copy_(self.averages[name])
             self.averages[name].copy_(held)
-        self.shard.share(dict(self.trained))
 
     def load(self, averages: dict[str, Tensor]) -> None:
         """Load saved averages."""

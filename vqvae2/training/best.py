@@ -28,11 +28,13 @@ class Best(NamedTuple):
     def swapped_in(self, module: nn.Module, shard: Shard = WHOLE) -> Iterator[None]:
         """Context manager in which the module has the best weights; all processes enter it together."""
         held = _owned(module, shard)
-        _load(module, self.weights, shard)
+        _load(module, self.weights)
+        shard.share(module.state_dict())
         try:
             yield
         finally:
-            _load(module, held, shard)
+            _load(module, held)
+        shard.share(module.state_dict())  # not after an error, which other processes may not have
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save in a checkpoint."""
@@ -64,12 +66,11 @@ def _owned(module: nn.Module, shard: Shard) -> dict[str, Tensor]:
     return {name: x.detach().clone() for name, x in module.state_dict().items() if shard.owns(name)}
 
 
-def _load(module: nn.Module, weights: dict[str, Tensor], shard: Shard) -> None:
-    """Set the weights that this process owns, and receive the others."""
-    state = {name: x.detach() for name, x in module.state_dict().items()}
+def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set some of the weights."""
+    state = module.state_dict()
     for name, x in weights.items():
         state[name].copy_(x)
-    shard.share(state)
 
 
 def overfitting(
