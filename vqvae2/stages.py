@@ -27,7 +27,12 @@ from vqvae2.prior.objective import PriorObjective
 from vqvae2.prior.prior import Prior
 from vqvae2.report.page import write_report
 from vqvae2.run.directory import codes_path, recorded_configuration, stage_dir
-from vqvae2.run.launch import start_accelerator, start_training_accelerator
+from vqvae2.run.launch import (
+    join_processes,
+    refusals_reach_all,
+    start_accelerator,
+    start_training_accelerator,
+)
 from vqvae2.run.lock import locked_by_main
 from vqvae2.training.begin import begin_training, recorded
 from vqvae2.training.loop import train
@@ -89,7 +94,7 @@ def train_autoencoder(config: Config) -> None:
 
 def write_codes(config: Config) -> None:
     """Stage 2: encode the images with the autoencoder -> codes/train.lmdb and codes/validation.lmdb."""
-    trained = load_autoencoder(config.run_dir)
+    trained = _load_autoencoder(config)
     accelerator = start_accelerator("stage2", config.stage2.mixed_precision)
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
     splits = open_surveyed(config, accelerator)
@@ -125,7 +130,7 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
 
 def train_prior(config: Config, level: str) -> None:
     """Stages 3 and 4: train the prior of one level on codes -> model.safetensors in stage3/ or stage4/LEVEL/."""
-    trained = load_autoencoder(config.run_dir)
+    trained = _load_autoencoder(config)
     names = [grid.name for grid in trained.grids]
     if level not in names:
         raise UserError(f"level: {level!r} is not a level of {trained.path}: use one of {', '.join(names)}")
@@ -135,9 +140,11 @@ def train_prior(config: Config, level: str) -> None:
     key = f"priors.{level}.train"
     accelerator = start_training_accelerator(key, settings, config, directory)
     local_batch = _local_batch(key, settings, accelerator)
-    train_codes, validation_codes = (
-        open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path) for split in ("train", "validation")
-    )
+    with refusals_reach_all(accelerator):
+        train_codes, validation_codes = (
+            open_codes(codes_path(config.run_dir, split), trained.sha256, trained.path)
+            for split in ("train", "validation")
+        )
     if recorded_configuration(directory).get("autoencoder_sha256", trained.sha256) != trained.sha256:
         raise UserError(
             f"{directory} was trained on the codes of another autoencoder than {trained.path}: "
@@ -180,6 +187,12 @@ def train_prior(config: Config, level: str) -> None:
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
+
+
+def _load_autoencoder(config: Config) -> TrainedAutoencoder:
+    """Load the autoencoder of stage 1; if one process cannot, for example on a node without the files, none goes on."""
+    with refusals_reach_all(join_processes()):
+        return load_autoencoder(config.run_dir)
 
 
 def _local_batch(key: str, settings: TrainConfig, accelerator: Accelerator) -> int:

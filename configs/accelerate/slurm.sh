@@ -17,7 +17,8 @@
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python "$@"' _ "$@"
+# --wait: if a task is killed, the others, which may wait for it, are ended after 60 seconds.
+srun --wait=60 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python "$@"' _ "$@"
 code=$?
 if [ $code -eq 75 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -21,7 +21,8 @@ from vqvae2.run.command_line import parse_config
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.best import better
 from vqvae2.training.objective import optimiser_of
-from vqvae2.training.optimiser import set_rate
+from vqvae2.training.optimiser import optimiser_state, set_rate
+from vqvae2.training.sharding import Shard, owners_of
 
 BATCH, SIDE, CHANNELS = 2, 6, 8
 SIZES = ["--images.size", "32", "--autoencoder.hidden_channels", "64", "--priors.top.hidden_channels", "64"]
@@ -115,6 +116,30 @@ def test_adam_keeps_two_buffers_and_muon_one(tmp_path: Path) -> None:
     matrices = stage.build(False).matrices()
     assert adam.optimiser == pytest.approx(2 * adam.parameters, rel=0.01)
     assert adam.optimiser - muon.optimiser == 4 * sum(x.numel() + 1 for x in matrices)
+
+
+def test_share_of_four_processes_is_that_of_the_largest(tmp_path: Path) -> None:
+    """The planned share of a sharded optimizer is what the process with most of it keeps."""
+    stage = stage_of(tmp_path, 1)
+    cost = stage.cost(2, 1, False, "no", 4)
+    module = stage.build(False)
+    owners = owners_of(module, 4)
+    shares = []
+    for process in range(4):
+        objective, shard = stage.objective(module), Shard(owners, process, 4)
+        optimiser = optimiser_of(objective, stage.train.optimizer, shard)
+        for p in module.parameters():
+            p.grad = torch.zeros_like(p)
+        set_rate(optimiser, 0.0)
+        optimiser.step()
+        average = WeightAverage(module, 0.9, shard)
+        groups = [optimiser_state(optimiser, module), average.averages, better(None, 0, 0.0, module, shard).weights]
+        shares.append([sum(x.nbytes for name, x in group.items() if name != "betas") for group in groups])
+    largest = max(shares, key=sum)
+    assert sum(cost.share) == pytest.approx(sum(largest), abs=64)
+    assert sum(largest) < 0.5 * (cost.optimiser + cost.average + cost.best)
+    saved = cost.optimiser + cost.average + cost.best - sum(cost.share)
+    assert cost.sharded().peak == cost.peak - saved and stage.cost(2, 1, False, "no").share[0] > 0.99 * cost.optimiser
 
 
 def test_checkpoint_has_the_planned_size(tiny_run: tuple[Path, Path]) -> None:

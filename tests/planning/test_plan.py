@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_a_remedy_is_named_and_fits(tmp_path: Path) -> None:
     accumulation, batch = map(int, named.groups())
     assert accumulation * batch == 64 and stage.cost(batch, accumulation, False, "no").peak <= limit
     assert "more memory" in remedy(stage, {False: cost}, 64, "no", cost.parameters)
+
+
+def test_sharding_is_named_where_the_state_is_too_large(tmp_path: Path) -> None:
+    """Where parameters and gradients fit with few images but the optimizer state does not, sharding is the remedy."""
+    config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
+    stage = training_stages(config, 8)[1]
+    whole, one = (stage.cost(batch, accumulation, False, "no", 4) for batch, accumulation in ((8, 1), (1, 2)))
+    limit = (one.peak + one.sharded().peak) / 2
+    line = remedy(stage, {False: whole}, 8, "no", limit, 4)
+    assert "--priors.top.train.shard_optimizer true (batch" in line
+    assert "more memory" in remedy(stage, {False: whole}, 8, "no", limit, 1)
+    sharded = stage._replace(train=replace(stage.train, shard_optimizer=True))
+    assert "shard_optimizer" not in remedy(sharded, {False: whole}, 8, "no", limit, 4)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests.conftest import ROOT, command_of, wait_until, write_config
+from vqvae2.errors import UserError
 from vqvae2.run import launch
 from vqvae2.run.command_line import parse_config
 from vqvae2.run.launch import start_accelerator, start_trackers
@@ -74,6 +75,15 @@ def test_the_other_processes_wait_for_long_work(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(launch, "PartialState", lambda **options: asked.update(options))
     launch.join_processes()
     assert asked["timeout"] > timedelta(hours=1)
+
+
+@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_models_are_not_split(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
+    """FSDP and DeepSpeed are refused before the processes are joined, with what to use instead."""
+    monkeypatch.setattr(launch, "PartialState", lambda **options: pytest.fail("joined"))
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(UserError, match=rf"{name}.*MULTI_GPU.*shard_optimizer"):
+        start_accelerator("stage1", "no")
 
 
 def test_one_process_trains_in_one_precision_after_another() -> None:

@@ -82,7 +82,7 @@ def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> 
         os.kill(other, signal.SIGUSR1)
         _, errors = process.communicate(timeout=60)
     (step,) = saved_steps(tmp_path)
-    assert step % 10 == 0 and f"saved at step {step}" in errors
+    assert f"saved at step {step}" in errors
     assert not is_alive(first) and not is_alive(other)
 
 
@@ -183,6 +183,7 @@ def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_pat
 
 
 FAKE_SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks="$tasks $!"; done
 for task in $tasks; do wait $task || code=$?; done
 exit ${code:-0}

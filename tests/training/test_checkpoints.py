@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from vqvae2.errors import UserError
+from vqvae2.run.directory import sha256
+from vqvae2.run.model_files import save_tensors
 from vqvae2.training import checkpoints
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -126,6 +129,43 @@ def test_failed_write_keeps_the_former_checkpoints(tmp_path: Path, monkeypatch: 
         save_checkpoint(tmp_path, checkpoint(4))
     assert names(tmp_path) == ["step_00000002", "step_00000003"]
     assert load_checkpoint(tmp_path).step == 3
+
+
+def test_a_file_is_hashed_while_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second file is only complete once the first one is being hashed, so hashing adds no time of its own."""
+    hashing, written = threading.Event(), []
+
+    def write(tensors: dict, path: Path) -> None:
+        assert path.name != "b.safetensors" or hashing.wait(timeout=30)
+        save_tensors(tensors, path)
+        written.append(path.name)
+
+    def digest(path: Path) -> str:
+        if path.name == "a.safetensors":
+            assert written == ["a.safetensors"]
+            hashing.set()
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoints, "save_tensors", write)
+    monkeypatch.setattr(checkpoints, "sha256", digest)
+    save_checkpoint(tmp_path, Checkpoint(1, {"a": {"x": torch.ones(3)}, "b": {"x": torch.zeros(3)}}))
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path).groups["b"]["x"].tolist() == [0, 0, 0]
+
+
+def test_large_groups_are_split_and_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group larger than FILE_BYTES has several files, which are joined when it is loaded; each is checked."""
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 64)
+    tensors = {f"x{i}": torch.full((5,), float(i)) for i in range(7)} | {"large": torch.randn(100)}
+    save_checkpoint(tmp_path, Checkpoint(1, {"module": tensors, "sums": {}}))
+    loaded = load_checkpoint(tmp_path).groups
+    assert loaded["module"].keys() == tensors.keys() and loaded["sums"] == {}
+    assert all(torch.equal(loaded["module"][name], x) for name, x in tensors.items())
+    files = sorted((tmp_path / "step_00000001").glob("module*"))
+    assert len(files) == 4 and all(path.stat().st_size < 1000 for path in files)
+    flip_a_byte(files[2])
+    with pytest.warns(UserWarning, match=files[2].name), pytest.raises(UserError, match="all checkpoints are damaged"):
+        load_checkpoint(tmp_path)
 
 
 def test_refusal_by_the_operating_system_reaches_the_user(tmp_path: Path) -> None:

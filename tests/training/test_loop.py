@@ -65,7 +65,7 @@ def autoencoder_objective(
     return AutoencoderObjective(autoencoder, BATCH, train.total_steps, seed=0)
 
 
-def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> PriorObjective:
+def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32, dropout: float = 0.3) -> PriorObjective:
     """Objective of a tiny prior with attention, dropout and label dropout."""
     config = PriorConfig(
         hidden_channels=8,
@@ -74,7 +74,7 @@ def prior_objective(train: TrainConfig, dtype: torch.dtype = torch.float32) -> P
         kernel_size=3,
         attention_layers=1,
         attention_heads=2,
-        dropout=0.3,
+        dropout=dropout,
         label_dropout=0.3,
     )
     shapes = [LevelGrid("top", 3, 4, 7)]
@@ -103,19 +103,21 @@ def train(
     pause: float = 0.0,
     after_validation: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run the loop in one CPU process; each batch is delayed by `pause` seconds."""
+    """Run the loop on CPU processes, usually one; each batch is delayed by `pause` seconds."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     parts = settings.gradient_accumulation_steps
     directory.mkdir(exist_ok=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
+    share = BATCH // (parts * accelerator.num_processes)
 
     def batches(first_step: int) -> Iterator[Any]:
         for step in count(first_step):
             time.sleep(pause)
-            for i in range(0, BATCH, BATCH // parts):
-                yield part_of(batch_of(objective, step), slice(i, i + BATCH // parts))
+            for part in range(parts):
+                first = (part * accelerator.num_processes + accelerator.process_index) * share
+                yield part_of(batch_of(objective, step), slice(first, first + share))
 
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts)
     loop.train(
         objective, batches, validate, settings, directory, 0, accelerator, lambda: {"kind": "test"}, after_validation
     )

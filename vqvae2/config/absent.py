@@ -18,8 +18,11 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "priors.*.right_reach": None,
     "stage1.optimizer": "adam",
     "stage1.start_from": None,
+    "stage1.shard_optimizer": False,
     "priors.*.train.optimizer": "adam",
     "priors.*.train.start_from": None,
+    "priors.*.train.shard_optimizer": False,
+    "train.shard_optimizer": False,
 }
 
 

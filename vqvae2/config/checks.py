@@ -212,6 +212,9 @@ def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:
     is_source = source is None or (bool(source.strip()) and "\0" not in source)
     right = "use the directory of a run, the folder of a saved model, a repository USER/NAME, or null"
     yield Requirement(is_source, f"{key}.start_from", source, right)
+    scaled = train.shard_optimizer and train.mixed_precision == "fp16"
+    right = "use false, or mixed_precision bf16: the gradient scaling of fp16 needs all parameters in every process"
+    yield Requirement(not scaled, f"{key}.shard_optimizer", train.shard_optimizer, right)
     yield _at_most(f"{key}.batch_size", train.batch_size, LARGEST_BATCH)
     yield _at_least(f"{key}.warmup_steps", train.warmup_steps, 0)
     for name in ("learning_rate", "gradient_clip"):

@@ -149,6 +149,8 @@ class TrainConfig:
         weight_average_decay: Decay of the exponential moving average of the parameters that is exported, above 0 and
             below 1; null: export the parameters of the last step.
         compile: Whether the model is compiled with torch.compile: true or false.
+        shard_optimizer: Whether each of several processes keeps the optimizer state, averages and best weights of only
+            a share of the parameters: true or false. Saves memory, and sends the parameters once per step.
         save_every: Number of optimizer steps between checkpoints, 1 or more.
         validate_every: Number of optimizer steps between validations, 1 or more.
         log_every: Number of optimizer steps between training metrics in metrics.jsonl, 1 or more.
@@ -166,6 +168,7 @@ class TrainConfig:
     mixed_precision: MixedPrecision = "auto"
     weight_average_decay: float | None = None
     compile: bool = False
+    shard_optimizer: bool = False
     save_every: int = 1000
     validate_every: int = 1000
     log_every: int = 50

@@ -83,7 +83,25 @@ def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             splits = open_images(config.images, config.seed, look, sift)
-    return splits or open_images(config.images, config.seed, look, sift)
+    with refusals_reach_all(accelerator):
+        if splits is None:
+            splits = open_images(config.images, config.seed, look, sift)
+            _check_readable(splits)
+    assert splits is not None
+    return splits
+
+
+def _check_readable(splits: Splits) -> None:
+    """Raise a UserError if none of the first images can be read, as on a node without the files."""
+    errors = []
+    for i in range(min(BATCH, len(splits.train))):
+        try:
+            splits.train.load(i)
+            return
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _look(root: Path, listing: Listing, images: ImagesConfig, former: Survey | None, show: bool) -> Iterator[File]:

@@ -15,8 +15,17 @@ from vqvae2.training.average import WeightAverage
 from vqvae2.training.best import better
 from vqvae2.training.objective import Objective, optimiser_of
 from vqvae2.training.optimiser import optimiser_state, set_rate
+from vqvae2.training.sharding import owners_of
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class State(NamedTuple):
+    """Bytes that one process keeps from step to step, and that shard_optimizer shares among processes."""
+
+    optimiser: int
+    average: int
+    best: int
 
 
 class TrainingCost(NamedTuple):
@@ -27,6 +36,7 @@ class TrainingCost(NamedTuple):
         parameters, gradients, optimiser, average, best: bytes of each.
         activations: bytes at the end of the forward pass in addition to those before it.
         peak: largest number of bytes of a step. Gradients grow while activations are freed, so it is less than the sum.
+        share: optimizer state, averages and best weights of the process that keeps most of them, if they are sharded.
         forward: operations of one forward pass.
         step: operations of an optimizer step, with all accumulation steps.
         checkpoint: bytes of a checkpoint.
@@ -41,10 +51,16 @@ class TrainingCost(NamedTuple):
     best: int
     activations: int
     peak: int
+    share: State
     forward: int
     step: int
     checkpoint: int
     model: int
+
+    def sharded(self) -> "TrainingCost":
+        """The cost with shard_optimizer. The optimizer's temporary tensors are not counted as smaller."""
+        saved = self.optimiser + self.average + self.best - sum(self.share)
+        return self._replace(peak=self.peak - saved, **self.share._asdict())
 
 
 def training_cost(
@@ -53,8 +69,9 @@ def training_cost(
     batch_of: Callable[[], Any],
     train: TrainConfig,
     precision: str,
+    processes: int = 1,
 ) -> TrainingCost:
-    """The cost of a training step like that of the training loop.
+    """The cost of a training step like that of the training loop, without sharding.
 
     Args:
         module: result of `without_memory`.
@@ -62,6 +79,7 @@ def training_cost(
         batch_of: makes the batch of one process and one accumulation step.
         train: optimizer, accumulation and averages.
         precision: no, bf16 or fp16. Autocast follows its rules for CPUs, which are nearly those for GPUs here.
+        processes: number of processes, on which `share` depends.
     """
     with FakeTensorMode(), LiveBytes() as live:
         replace_tensors(module)
@@ -108,6 +126,7 @@ def training_cost(
             best=_bytes(copies.values()),
             activations=activations,
             peak=live.peak,
+            share=_largest_share(module, processes, state, averages, best.weights if best else {}),
             forward=forward,
             step=passes * train.gradient_accumulation_steps + rest,
             checkpoint=sum(_bytes(group.values()) for group in groups),
@@ -129,6 +148,17 @@ def encoding_cost(autoencoder: Autoencoder, images: Callable[[], Tensor], precis
         with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             autoencoder.encode(images())
         return EncodingCost(live.peak, counter.total)
+
+
+def _largest_share(module: nn.Module, processes: int, *states: dict[str, Tensor]) -> State:
+    """What the process with most bytes keeps of optimizer state (by NAME.KEY), averages and best weights (by NAME)."""
+    owners = owners_of(module, processes)
+    shares = [[0] * len(states) for _ in range(processes)]
+    for i, tensors in enumerate(states):
+        for name, x in tensors.items():
+            owner = owners.get(name, owners.get(name.rpartition(".")[0], 0))
+            shares[owner][i] += _bytes([x])
+    return State(*max(shares, key=sum))
 
 
 def _set_gradients(parameters: list[nn.Parameter]) -> None:

@@ -76,7 +76,9 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
     for stage, batch in zip(stages, batches, strict=True):
         precision = setting.precision(stage.key, stage.train.mixed_precision)
         ways = [False] if stage.checkpointing is None else [False, True]
-        costs = {x: stage.cost(batch, stage.train.gradient_accumulation_steps, x, precision) for x in ways}
+        accumulation = stage.train.gradient_accumulation_steps
+        unsharded = {x: stage.cost(batch, accumulation, x, precision, processes) for x in ways}
+        costs = {x: cost.sharded() if stage.train.shard_optimizer else cost for x, cost in unsharded.items()}
         cost = costs[bool(stage.checkpointing)]
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch) if cpu else gpu_speed(stage, setting.device, precision)
@@ -86,7 +88,7 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
             **_time(stage, cost, batch, speed, setting, decoding),
         }
         if cost.peak > setting.limit:
-            remedies.append(remedy(stage, costs, batch, precision, setting.limit))
+            remedies.append(remedy(stage, unsharded, batch, precision, setting.limit, processes))
         if stage.name != "stage 1":
             columns[stage.name] |= _sampling(stage, cost, batch, speed, setting)
     first, *others = columns.items()

@@ -12,50 +12,85 @@ class Fit(NamedTuple):
     accumulation: int
     local_batch: int
     checkpointing: bool
+    sharded: bool
     peak: float
 
 
-def remedy(stage: Stage, costs: dict[bool, TrainingCost], local_batch: int, precision: str, limit: float) -> str:
+def remedy(
+    stage: Stage, costs: dict[bool, TrainingCost], local_batch: int, precision: str, limit: float, processes: int = 1
+) -> str:
     """One line that says what to change.
 
     Args:
         stage: the stage.
-        costs: cost of a step without and, where there is such a field, with activation checkpointing.
+        costs: cost of a step without and, where there is such a field, with activation checkpointing; not sharded.
         local_batch: images of one process in one pass.
         precision: no, bf16 or fp16.
         limit: bytes that can be used.
+        processes: number of processes, over which optimizer state, averages and best weights can be sharded.
     """
-    prior = stage.key.removesuffix(".train")
-    fits = [fit for x, cost in costs.items() if (fit := _fit(stage, x, cost, local_batch, precision, limit))]
+    fits = [fit for x in costs for fit in _fits(stage, x, costs[x], local_batch, precision, limit, processes)]
     if not fits:
-        return f"{stage.name}: does not fit with one image at a time: use a GPU with more memory or a smaller model"
-    lines = []
-    for fit in fits:
-        flags = ""
-        if fit.accumulation != stage.train.gradient_accumulation_steps:
-            flags += f" --{stage.key}.gradient_accumulation_steps {fit.accumulation}"
-        if fit.checkpointing != bool(stage.checkpointing):
-            flags += f" --{prior}.activation_checkpointing {str(fit.checkpointing).lower()}"
-        lines.append(f"{flags[1:]} (batch {fit.local_batch}, at most {fit.peak / 2**30:.1f} GiB)")
-    return f"{stage.name}: " + ", or ".join(lines)
+        sharded = ", with shard_optimizer" if processes > 1 else ""
+        remedies = "use a GPU with more memory or a smaller model"
+        return f"{stage.name}: does not fit with one image at a time{sharded}: {remedies}"
+    return f"{stage.name}: " + ", or ".join(_describe(stage, fit) for fit in fits)
 
 
-def _fit(
-    stage: Stage, checkpointing: bool, cost: TrainingCost, local_batch: int, precision: str, limit: float
-) -> Fit | None:
-    """The fit with the fewest accumulation steps.
+def _describe(stage: Stage, fit: Fit) -> str:
+    flags = []
+    if fit.accumulation != stage.train.gradient_accumulation_steps:
+        flags.append(f"--{stage.key}.gradient_accumulation_steps {fit.accumulation}")
+    if fit.checkpointing != bool(stage.checkpointing):
+        prior = stage.key.removesuffix(".train")
+        flags.append(f"--{prior}.activation_checkpointing {str(fit.checkpointing).lower()}")
+    if fit.sharded != stage.train.shard_optimizer:
+        flags.append(f"--{stage.key}.shard_optimizer true")
+    return f"{' '.join(flags)} (batch {fit.local_batch}, at most {fit.peak / 2**30:.1f} GiB)"
+
+
+def _fits(
+    stage: Stage,
+    checkpointing: bool,
+    cost: TrainingCost,
+    local_batch: int,
+    precision: str,
+    limit: float,
+    processes: int,
+) -> list[Fit]:
+    """The fits with the fewest accumulation steps: without sharding, and with it where that needs fewer of them."""
+    smallest = stage.cost(1, 2, checkpointing, precision, processes)
+    found: list[Fit] = []
+    for sharded in [False, True] if processes > 1 else [False]:
+        if stage.train.shard_optimizer and processes > 1 and not sharded:
+            continue
+        costs = (smallest.sharded(), cost.sharded()) if sharded else (smallest, cost)
+        batch = _largest_batch(*costs, local_batch, limit)
+        if batch and (not found or batch[0] > found[0].local_batch):
+            accumulation = stage.train.gradient_accumulation_steps * (local_batch // batch[0])
+            found.append(Fit(accumulation, batch[0], checkpointing, sharded, batch[1]))
+    return found
+
+
+def _largest_batch(
+    smallest: TrainingCost, whole: TrainingCost, local_batch: int, limit: float
+) -> tuple[int, float] | None:
+    """The largest divisor of the batch that fits, and its peak at most; None: not even one image.
 
     At each moment the memory is linear in the batch, so its peak is convex in it, and a line through the peaks of
     two batches is not below the peaks between them.
+
+    Args:
+        smallest: cost with one image and accumulation.
+        whole: cost with `local_batch` images.
+        local_batch: images of one process in one pass.
+        limit: bytes that can be used.
     """
-    now = stage.train.gradient_accumulation_steps
-    if cost.peak <= limit:
-        return Fit(now, local_batch, checkpointing, cost.peak)
-    smallest = stage.cost(1, 2, checkpointing, precision).peak
-    largest = cost.peak + cost.gradients  # those of the accumulation step before
-    for factor in (x for x in range(2, local_batch + 1) if local_batch % x == 0):
-        batch = local_batch // factor
-        peak = smallest + (largest - smallest) * (batch - 1) / max(1, local_batch - 1)
+    if whole.peak <= limit:
+        return local_batch, whole.peak
+    largest = whole.peak + whole.gradients  # those of the accumulation step before
+    for batch in (local_batch // x for x in range(2, local_batch + 1) if local_batch % x == 0):
+        peak = smallest.peak + (largest - smallest.peak) * (batch - 1) / max(1, local_batch - 1)
         if peak <= limit:
-            return Fit(now * factor, batch, checkpointing, peak)
+            return batch, peak
     return None

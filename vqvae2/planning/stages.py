@@ -45,11 +45,13 @@ class Stage(NamedTuple):
         accumulation = self.train.gradient_accumulation_steps
         return local_batch_size(f"{self.key}.batch_size", self.train.batch_size, processes, accumulation)
 
-    def cost(self, local_batch: int, accumulation: int, checkpointing: bool, precision: str) -> TrainingCost:
-        """The cost of a step of one process."""
+    def cost(
+        self, local_batch: int, accumulation: int, checkpointing: bool, precision: str, processes: int = 1
+    ) -> TrainingCost:
+        """The cost of a step of one of several processes, without sharding."""
         module: nn.Module = without_memory(lambda: self.build(checkpointing))
         train = replace(self.train, gradient_accumulation_steps=accumulation)
-        return training_cost(module, self.objective, lambda: self.batch(local_batch), train, precision)
+        return training_cost(module, self.objective, lambda: self.batch(local_batch), train, precision, processes)
 
 
 def random_images(config: Config, count: int) -> Tensor:

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "run_dir",
         "root",
         "activation_checkpointing",
+        "shard_optimizer",
     }
 )
 

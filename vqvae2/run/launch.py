@@ -1,11 +1,12 @@
 """Setup of Accelerate, its processes and its trackers."""
 
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -22,24 +23,54 @@ from vqvae2.config import MixedPrecision, RunConfig, TrainConfig, as_dict
 from vqvae2.errors import ToldError, UserError
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.precision import resolve_precision
+from vqvae2.run.restarts import use_fresh_store
 
 # PyTorch's default timeout of 10 minutes (NCCL) is too short for the processes that wait while the main process surveys
 # millions of files. A process that dies is detected by its closed connections or by the launcher, not by this timeout.
 WAIT_FOR_ONE_PROCESS = timedelta(hours=3)
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
+SPLITS_MODELS = {  # environment variables that `accelerate launch` sets
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+class Processes(NamedTuple):
+    """Processes that do something together, and this one among them, without an accelerator."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+
+Together: TypeAlias = Accelerator | PartialState | Processes
+ALONE = Processes()
+
 
 def join_processes() -> PartialState:
     """Initialize the process group if there are several processes.
 
     ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it.
+
+    Raises:
+        UserError: Accelerate is configured to split models over processes, or restarts would hang.
     """
+    for variable, name in SPLITS_MODELS.items():
+        if parse_flag_from_env(variable):
+            raise UserError(
+                f"Accelerate is configured for {name} ({variable}), which splits a model over processes. Here each "
+                "process holds the whole model, so that a run can go on with any number of processes. Use "
+                "distributed_type MULTI_GPU (accelerate launch --multi_gpu), with shard_optimizer: true to save memory"
+            )
+    use_fresh_store()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT_FOR_ONE_PROCESS)
 
 
 @contextmanager
-def refusals_reach_all(state: PartialState | Accelerator) -> Iterator[None]:
-    """Context manager at whose end all processes raise the ToldError of any process.
+def refusals_reach_all(state: Together) -> Iterator[None]:
+    """Context manager at whose end all processes raise the ToldError of any process, with its host if that is another.
 
     Without it, the other processes would wait for a process that has ended, unless a launcher ends them. Processes must
     not communicate inside the block; they synchronize at its end.
@@ -50,7 +81,11 @@ def refusals_reach_all(state: PartialState | Accelerator) -> Iterator[None]:
     except ToldError as caught:
         error = caught
     if state.num_processes > 1:
-        error = next((x for x in [error, *gather_object([error])] if x is not None), None)
+        everyone = gather_object([(error, socket.gethostname())])
+        first = next(((x, host) for x, host in everyone if x is not None), None)
+        if error is None and first is not None:
+            here = first[1] == socket.gethostname()
+            error = first[0] if here else type(first[0])(f"on host {first[1]}: {first[0]}")
         if error is not None:
             error.reaches_all = True
     if error is not None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from vqvae2.errors import UserError
 from vqvae2.run.directory import make_dir, writing
 from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.nodes import check_same_file
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 
@@ -42,6 +43,7 @@ def locked(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         file.flush()
+        os.fsync(file.fileno())
         yield
 
 
@@ -50,12 +52,14 @@ def locked_by_main(directory: Path, accelerator: Accelerator | PartialState) -> 
     """Lock a directory on the main process, for all processes.
 
     Raises:
-        UserError: another process holds the lock, or the directory is not writable; on all processes.
+        UserError: another process holds the lock, the directory is not writable, or not all processes share it; on
+            all processes.
     """
     with ExitStack() as held:
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
                 held.enter_context(locked(directory))
+        check_same_file(directory / "lock", accelerator)
         yield
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vqvae2.training.sharding import WHOLE, Shard
+
 
 def average_decay(decay: float, step: int) -> float:
     """Decay of a moving average at `step`; it rises to `decay`, so that the initial value is forgotten quickly."""
@@ -13,11 +15,16 @@ def average_decay(decay: float, step: int) -> float:
 
 
 class WeightAverage:
-    """Moving average of a module's weights, without parameters that need no gradient, such as an EMA codebook."""
+    """Moving average of a module's weights, without parameters that need no gradient, such as an EMA codebook.
 
-    def __init__(self, module: nn.Module, decay: float):
+    A process averages the parameters that it owns.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, shard: Shard = WHOLE):
         self.decay = decay
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shard = shard
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in self.trained.items() if shard.owns(name)}
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
@@ -30,12 +37,14 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Context manager in which the module has the averaged weights."""
+        """Context manager in which the module has the averaged weights; all processes enter it together."""
         self._swap()
+        self.shard.share(dict(self.trained))
         try:
             yield
         finally:
             self._swap()
+        self.shard.share(dict(self.trained))  # not after an error, which other processes may not have
 
     @torch.no_grad()
     def _swap(self) -> None:

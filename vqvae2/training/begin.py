@@ -14,6 +14,7 @@ from vqvae2.run.directory import compare_configuration, record_configuration, wr
 from vqvae2.run.environment import describe_environment
 from vqvae2.run.launch import refusals_reach_all, start_trackers
 from vqvae2.run.lock import locked_by_main
+from vqvae2.run.nodes import check_environments
 from vqvae2.training.checkpoints import newest_step
 from vqvae2.training.loop import finished_step
 
@@ -64,15 +65,19 @@ def recorded(directory: Path, sections: dict[str, Any], config: RunConfig, accel
         accelerator: the main process locks and writes.
 
     Raises:
-        UserError: another process has locked the directory, or a file cannot be written.
+        UserError: another process has locked the directory, a file cannot be written, or the processes do not share
+            the directory or have different versions.
     """
     with locked_by_main(directory, accelerator):
+        versions = describe_environment()
+        for warning in check_environments(versions, accelerator):
+            accelerator.print(warning)
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
                 record_configuration(directory, sections)
                 record_configuration(Path(config.run_dir), as_dict(config))
                 environment = {
-                    **describe_environment(),
+                    **versions,
                     "processes": accelerator.num_processes,
                     "mixed_precision": accelerator.mixed_precision,
                 }

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqvae2.training.sharding import WHOLE, Shard
+
 
 class Best(NamedTuple):
     """The best validation so far.
@@ -14,7 +16,8 @@ class Best(NamedTuple):
     Attributes:
         step: its step.
         value: value of the metric that decides; lower is better.
-        weights: weights of the module that were validated, averaged if the configuration asks for it.
+        weights: weights of the module that were validated, averaged if the configuration asks for it; of a sharded
+            optimizer, those that this process owns.
     """
 
     step: int
@@ -22,14 +25,16 @@ class Best(NamedTuple):
     weights: dict[str, Tensor]
 
     @contextmanager
-    def swapped_in(self, module: nn.Module) -> Iterator[None]:
-        """Context manager in which the module has the best weights."""
-        held = {name: x.detach().clone() for name, x in module.state_dict().items()}
-        module.load_state_dict(self.weights)
+    def swapped_in(self, module: nn.Module, shard: Shard = WHOLE) -> Iterator[None]:
+        """Context manager in which the module has the best weights; all processes enter it together."""
+        held = _owned(module, shard)
+        _load(module, self.weights)
+        shard.share(module.state_dict())
         try:
             yield
         finally:
-            module.load_state_dict(held)
+            _load(module, held)
+        shard.share(module.state_dict())  # not after an error, which other processes may not have
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save in a checkpoint."""
@@ -37,19 +42,35 @@ class Best(NamedTuple):
         return {**numbers, **{f"weights.{name}": x for name, x in self.weights.items()}}
 
 
-def best_of_state(state: dict[str, Tensor]) -> Best | None:
-    """What `Best.state` returned, or None if the checkpoint is of an earlier version and has no such state."""
+def best_of_state(state: dict[str, Tensor], shard: Shard = WHOLE) -> Best | None:
+    """What `Best.state` returned, or None if the checkpoint is of an earlier version and has no such state.
+
+    The weights are copied, since those of a loaded checkpoint are read from its files, which are deleted later.
+    """
     if not state:
         return None
     weights = {name.removeprefix("weights."): x for name, x in state.items() if name.startswith("weights.")}
-    return Best(int(state["step"]), float(state["value"]), weights)
+    owned = {name: x.clone() for name, x in weights.items() if shard.owns(name)}
+    return Best(int(state["step"]), float(state["value"]), owned)
 
 
-def better(best: Best | None, step: int, value: float, module: nn.Module) -> Best:
+def better(best: Best | None, step: int, value: float, module: nn.Module, shard: Shard = WHOLE) -> Best:
     """The better one of `best` and the present weights of the module, which were validated with `value`."""
     if best is not None and not value < best.value:
         return best
-    return Best(step, value, {name: x.detach().clone() for name, x in module.state_dict().items()})
+    return Best(step, value, _owned(module, shard))
+
+
+def _owned(module: nn.Module, shard: Shard) -> dict[str, Tensor]:
+    """Copies of the weights that this process owns."""
+    return {name: x.detach().clone() for name, x in module.state_dict().items() if shard.owns(name)}
+
+
+def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set some of the weights."""
+    state = module.state_dict()
+    for name, x in weights.items():
+        state[name].copy_(x)
 
 
 def overfitting(

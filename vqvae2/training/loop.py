@@ -21,6 +21,7 @@ from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.model_files import export_model, read_description
 from vqvae2.run.seeding import derive_seed
 from vqvae2.run.stopping import StopRequests
+from vqvae2.training.agreement import Agreement
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.best import Best, best_of_state, better, overfitting
 from vqvae2.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -28,10 +29,11 @@ from vqvae2.training.clock import Clock
 from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objective import Objective, optimiser_of
 from vqvae2.training.optimiser import load_optimiser_state, optimiser_state, set_rate, skip_where
+from vqvae2.training.replicas import compare_replicas
 from vqvae2.training.schedule import learning_rate
+from vqvae2.training.sharding import shard_of
 
 Metrics = dict[str, float]
-AGREE_EVERY = 10  # steps between checks of several processes whether to stop
 
 
 def finished_step(directory: Path) -> int:
@@ -69,17 +71,19 @@ def train(
         after_validation: called on the main process after the metrics of a validation are written.
 
     Raises:
-        UserError: a loss or gradient is not finite, or a checkpoint cannot be written.
+        UserError: a loss or gradient is not finite, the weights of two processes differ, or a checkpoint cannot be
+            written.
         StoppedError: the process received a signal to stop, or its launcher ended; the last step is saved.
     """
     # Create model, optimizer and weight average, and load the newest checkpoint.
     module = objective.module
-    average = WeightAverage(module, config.weight_average_decay) if config.weight_average_decay else None
-    optimiser = optimiser_of(objective, config.optimizer)
+    shard = shard_of(module, config.shard_optimizer, accelerator)
+    average = WeightAverage(module, config.weight_average_decay, shard) if config.weight_average_decay else None
+    optimiser = optimiser_of(objective, config.optimizer, shard)
     best: Best | None = None
     logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps
-    checkpoint = load_checkpoint(directory / "checkpoints")
+    checkpoint = load_checkpoint(directory / "checkpoints", accelerator)
     first_step = checkpoint.step if checkpoint else 0
     if checkpoint:
         module.load_state_dict(checkpoint.groups["module"])
@@ -87,30 +91,33 @@ def train(
         objective.load_state(checkpoint.groups["objective"])
         if average:
             average.load(checkpoint.groups["average"])
-        best = best_of_state(checkpoint.groups.get("best", {}))
+        best = best_of_state(checkpoint.groups.get("best", {}), shard)
         sums = {name: x.to(accelerator.device) for name, x in checkpoint.groups["sums"].items()}
         accelerator.print(f"going on from step {first_step}")
+    del checkpoint  # its files stay open, and on the disk, as long as its tensors are referenced
     compiled = torch.compile(module) if config.compile else module
     model, optimiser = accelerator.prepare(compiled, optimiser)
     first_bad_step = torch.full((), torch.inf, device=accelerator.device)
     with refusals_reach_all(accelerator):
         log = MetricsLog(directory / "metrics.jsonl", first_step) if accelerator.is_main_process else None
 
-    def save(step: int) -> None:
+    def check(step: int) -> None:
         _stop_if_bad(first_bad_step, directory)
+        compare_replicas(step, {**module.state_dict(), **objective.state()}, accelerator)
+
+    def save(step: int) -> None:
+        check(step)
         if sums:  # continue from the mean over processes, as a resumed run does
             sums.update(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "mean").unbind(), strict=True))
-        groups = {
-            "module": module.state_dict(),
+        replicated = {"module": module.state_dict(), "objective": objective.state(), "sums": sums}
+        sharded = {
             "optimiser": optimiser_state(optimiser.optimizer, module),
-            "objective": objective.state(),
             "average": average.averages if average else {},
             "best": best.state() if best else {},
-            "sums": sums,
         }
-        with refusals_reach_all(accelerator):
-            if accelerator.is_main_process:
-                save_checkpoint(directory / "checkpoints", Checkpoint(step, groups))
+        main = accelerator.is_main_process
+        written = (replicated if main else {}) | (sharded if main or shard.processes > 1 else {})
+        save_checkpoint(directory / "checkpoints", Checkpoint(step, written), accelerator)
 
     def report(step: int, split: str, metrics: Metrics) -> None:
         with refusals_reach_all(accelerator):
@@ -129,6 +136,7 @@ def train(
     stream = batches(first_step)
     since = Clock(first_step)
     with bar, StopRequests() as requests:
+        agreement = Agreement(requests, accelerator, first_step)
         for step in range(first_step, config.total_steps):
             if step == objective.start_step:
                 bar.set_postfix_str("initializing from data")
@@ -160,7 +168,8 @@ def train(
             else:
                 counts_as_bad = ~finite_loss  # the gradient scaler handles overflow itself
             optimiser.step()
-            optimiser.zero_grad()
+            module.zero_grad()
+            shard.share_parameters(module)
             objective.end_step(step, applied, accelerator.reduce)
             if average:
                 average.update(step, applied)
@@ -172,7 +181,7 @@ def train(
             done = step + 1
             last = done == config.total_steps
             if done % config.log_every == 0 or last:
-                _stop_if_bad(first_bad_step, directory)
+                check(done)
                 logged_steps = sums.pop("steps")
                 means = accelerator.reduce(torch.stack(list(sums.values())), "mean") / logged_steps
                 logged = dict(zip(sums, means.tolist(), strict=True))
@@ -191,7 +200,7 @@ def train(
                     with torch.no_grad(), average.swapped_in() if average else nullcontext():
                         held_out = validate(done)
                         if objective.validated_by:
-                            best = better(best, done, held_out[objective.validated_by], module)
+                            best = better(best, done, held_out[objective.validated_by], module, shard)
                     report(done, "validation", held_out)
                     if accelerator.is_main_process:
                         bar.write(
@@ -211,7 +220,7 @@ def train(
             bar.update()
 
             # Stop if any process received a request to stop.
-            reason = _agreed(requests, done, accelerator)
+            reason = agreement.reason(done)
             if reason and not last:
                 if done % config.save_every != 0:
                     save(done)
@@ -220,7 +229,7 @@ def train(
     # Export the weights that later stages load: those of the best validation, if there is a metric that decides.
     module.eval()
     averaged = average.swapped_in() if average else nullcontext()
-    with best.swapped_in(module) if best else averaged:
+    with best.swapped_in(module, shard) if best else averaged:
         steps = {"step": config.total_steps, "exported_step": best.step if best else config.total_steps}
         description = {**describe(), **steps}
         with refusals_reach_all(accelerator):
@@ -248,20 +257,6 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 def _everywhere(flag: Tensor, accelerator: Accelerator) -> Tensor:
     """Whether a bool scalar is true on every process."""
     return accelerator.reduce((~flag).float()) == 0 if accelerator.num_processes > 1 else flag
-
-
-def _agreed(requests: StopRequests, step: int, accelerator: Accelerator) -> str | None:
-    """Why all processes stop after this step; None: they continue.
-
-    Several processes check every AGREE_EVERY steps, so that all of them stop after the same step.
-    """
-    if accelerator.num_processes == 1:
-        return requests.reason()
-    if step % AGREE_EVERY != 0:
-        return None
-    reason = requests.reason()
-    wanted = accelerator.reduce(torch.tensor(float(reason is not None), device=accelerator.device))
-    return (reason or "another process") if wanted.item() > 0 else None
 
 
 def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:

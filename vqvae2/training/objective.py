@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.muon import MuonAdam
 from vqvae2.training.optimiser import DEFAULT_BETAS, build_optimiser
+from vqvae2.training.sharding import WHOLE, Shard
 
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all processes
 M = TypeVar("M", bound=nn.Module)
@@ -110,7 +111,7 @@ class WeightsObjective(Generic[M]):
         return drawn.to(batch_indices.device)[batch_indices]
 
 
-def optimiser_of(objective: Objective, optimizer: str) -> MuonAdam:
-    """The optimizer of an objective's module; `optimizer` is the configuration's, adam or muon."""
+def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE) -> MuonAdam:
+    """The optimizer of the parameters that this process owns; `optimizer` is the configuration's, adam or muon."""
     matrices = objective.matrices if optimizer == "muon" else ()
-    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices)
+    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices, shard)

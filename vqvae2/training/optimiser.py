@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2.training.muon import MuonAdam
+from vqvae2.training.sharding import WHOLE, Shard
 
 BETAS = (0.9, 0.95)  # autoencoder and priors: they learn faster than with PyTorch's default
 DEFAULT_BETAS = (0.9, 0.999)  # PyTorch's default, used for checkpoints that record no betas
@@ -16,6 +17,7 @@ def build_optimiser(
     rate_factors: dict[nn.Parameter, float],
     betas: tuple[float, float] = DEFAULT_BETAS,
     matrices: Collection[nn.Parameter] = (),
+    shard: Shard = WHOLE,
 ) -> MuonAdam:
     """Fused Adam over the parameters that require a gradient, and Muon over `matrices`.
 
@@ -24,14 +26,16 @@ def build_optimiser(
         rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1; not for `matrices`.
         betas: decay of Adam's moving averages of the gradient and of its square.
         matrices: weights of linear and convolution layers that are updated by Muon.
+        shard: the parameters that this process updates.
     """
     by_muon = {id(p) for p in matrices}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for p in module.parameters():
-        if p.requires_grad:
+    for name, p in module.named_parameters():
+        if p.requires_grad and shard.owns(name):
             muon = id(p) in by_muon
             groups.setdefault((1.0 if muon else rate_factors.get(p, 1.0), muon), []).append(p)
-    parameters = [{"params": ps, "rate_factor": factor, "matrices": muon} for (factor, muon), ps in groups.items()]
+    owned = groups or {(1.0, False): []}  # with more processes than parameters, some have none
+    parameters = [{"params": ps, "rate_factor": factor, "matrices": muon} for (factor, muon), ps in owned.items()]
     return MuonAdam(parameters, betas=betas, fused=True)
 
 
@@ -58,18 +62,21 @@ def optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Load what `optimiser_state` returned, including the betas.
+    """Load what `optimiser_state` returned, including the betas; state of parameters of other processes is left out.
 
     Each tensor gets the device and memory layout of its parameter, which the fused step requires.
     """
     betas = tuple(saved["betas"].tolist()) if "betas" in saved else DEFAULT_BETAS
     for group in optimiser.param_groups:
         group["betas"] = betas
+    owned = {id(p) for group in optimiser.param_groups for p in group["params"]}
     parameters = dict(module.named_parameters())
     for full_name, value in saved.items():
         if full_name == "betas":
             continue
         name, key = full_name.rsplit(".", 1)
         parameter = parameters[name]
+        if id(parameter) not in owned:
+            continue
         like = parameter.detach() if value.shape == parameter.shape else value.to(parameter.device)
         optimiser.state[parameter][key] = torch.empty_like(like, dtype=value.dtype).copy_(value)

@@ -1,0 +1,83 @@
+"""Checks, at the start of a stage, that its processes see the same files and use the same software."""
+
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, gather_object
+
+from vqvae2.errors import UserError
+from vqvae2.run.launch import Together, refusals_reach_all
+
+VISIBLE_WITHIN_SECONDS = 30.0  # a network file system may show changes of other nodes late
+MAY_DIFFER = ("host", "device")
+
+
+def check_same_file(path: Path, state: Together) -> None:
+    """Check that a file that the main process has just written and flushed is the same one on all processes.
+
+    Raises:
+        UserError: it is not; names the hosts.
+    """
+    if state.num_processes == 1:
+        return
+    written = [(socket.gethostname(), path.read_text() if state.is_main_process else "")]
+    broadcast_object_list(written)
+    host, content = written[0]
+    with refusals_reach_all(state):
+        deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
+        while _content(path) != content:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path.parent}: another folder on host {socket.gethostname()} than on host {host}: put run_dir "
+                    "on a file system that all nodes share, and start all processes in the same working directory"
+                )
+            time.sleep(0.1)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def check_environments(mine: dict[str, Any], state: Together) -> list[str]:
+    """Check that all processes have the same versions of Python, of the libraries and of this package.
+
+    Args:
+        mine: result of `describe_environment` in this process.
+        state: all processes call this function together.
+
+    Returns:
+        A line for each host with another device than the main process.
+
+    Raises:
+        UserError: versions differ; on all processes.
+    """
+    if state.num_processes == 1:
+        return []
+    everyone = gather_object([mine])
+    with refusals_reach_all(state):
+        return compare_environments(everyone)
+
+
+def compare_environments(everyone: Sequence[dict[str, Any]]) -> list[str]:
+    """Compare the environments of all processes with the first one, see `check_environments`."""
+    first, *others = everyone
+    warnings = {}
+    for other in others:
+        for name in (x for x in first if x not in MAY_DIFFER):
+            if first[name] != other[name]:
+                raise UserError(
+                    f"{name} is {first[name]} on host {first['host']}, but {other[name]} on host {other['host']}: "
+                    "use the same versions on all nodes"
+                )
+        if first["device"] != other["device"]:
+            warnings[other["host"]] = (
+                f"warning: host {other['host']} has {other['device']}, host {first['host']} {first['device']}: results "
+                "may be rounded differently, which stops the training of stages whose weights then differ"
+            )
+    return list(warnings.values())
