@@ -177,6 +177,14 @@ def test_every_wrong_value_is_listed():
     ]
 
 
+def test_a_sharded_optimizer_is_refused_with_fp16():
+    """Sharding is valid with other precisions; the message names the remedy."""
+    sharded = changed(GOOD, "stage1.shard_optimizer", True)
+    check(sharded)
+    with pytest.raises(UserError, match=r"stage1\.shard_optimizer: True .*mixed_precision bf16"):
+        check(changed(sharded, "stage1.mixed_precision", "fp16"))
+
+
 def test_a_folder_needs_a_root():
     """The source `folder` is rejected without images.root and accepted with it."""
     folder = changed(GOOD, "images.source", "folder")
