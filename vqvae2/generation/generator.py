@@ -371,9 +371,7 @@ class Generator:
                 name: x if len(x.codes) == 1 else x._replace(codes=x.codes[[i - first_image for i in part]])
                 for name, x in (kept or {}).items()
             }
-            made, shares = self._sample_batch(
-                part, part_labels, controls, part_kept, seed, particles, progress, watch
-            )
+            made, shares = self._sample_batch(part, part_labels, controls, part_kept, seed, particles, progress, watch)
             images.append(made[: num_images - start])
             if shares is not None:
                 survival(shares[: num_images - start])
