@@ -116,7 +116,7 @@ class Handlers:
                 picture = read_upload(path, (height, width), self.generator.channels)
             except UserError as error:
                 return {status: refused(error)}
-            return {**self._use(picture), status: told(f"Scaled and center-cropped to {width}x{height} pixels.")}
+            return {**self.use(picture), status: told(f"Scaled and center-cropped to {width}x{height} pixels.")}
 
         return handler
 
@@ -127,21 +127,22 @@ class Handlers:
             if images is None or event.index >= len(images):
                 return {drawing.status: told("The images are not finished yet.")}
             text = f"Image {event.index + 1} is now the picture of the other tabs."
-            return {**self._use(images[event.index][None]), drawing.status: told(text)}
+            return {**self.use(images[event.index][None]), drawing.status: told(text)}
 
         return handler
 
-    def _use(self, picture: Tensor) -> Values:
+    def use(self, picture: Tensor) -> Values:
         """Values of all components that show the picture, see `shown_parts`."""
         parts, here = self.parts, self.parts.codes
         codes = self.worker.call(lambda: self.generator.encode(picture))
         shown = self.shown(picture[0])
         maps = {here.maps[name]: self.shown(x) for name, x in code_maps(self.generator, codes).items()}
         views: Values = {here.view: shown}
+        views[parts.completing.canvas] = gr.Column(visible=True)
         views[parts.completing.editor] = {"background": shown, "layers": [], "composite": None}
         if parts.resampling is not None:
             views[parts.resampling.view] = shown
-        nothing = {here.here: None, here.everywhere: None, here.status: ""}
+        nothing = {here.here: None, here.everywhere: None, here.status: told("Select a code in a map.")}
         return {parts.picture: picture, parts.picture_codes: codes, **views, **maps, **nothing}
 
     def click(self, level: str) -> Callable[[gr.SelectData, dict[str, Tensor] | None], Values]:

@@ -29,6 +29,7 @@ class Drawing(NamedTuple):
 class Completing(NamedTuple):
     """The tab Complete."""
 
+    canvas: gr.Column  # it has the editor, and is hidden as long as there is no picture
     editor: gr.ImageEditor
     upload: gr.UploadButton
     region: gr.Dropdown
@@ -127,22 +128,23 @@ def _drawing(verb: str) -> Drawing:
 
 def _completing(height: int, width: int) -> Completing:
     with gr.Column(min_width=300):
-        editor = _editor(height, width)
+        with gr.Column(visible=False) as canvas:
+            editor = _editor(height, width)
         upload = _upload_button()
-        region = gr.Dropdown(REGIONS, value=REGIONS[0], label="Area to sample")
+        region = gr.Dropdown(REGIONS, value=REGIONS[0], label="Area to sample", info="Paint over it, or choose one.")
         count = gr.Slider(1, MOST_VARIANTS, 4, step=1, label="Completions")
         particles = gr.Slider(
             1, MOST_PARTICLES, 16, step=1, label="Particles", info="More fit what is kept better and take longer."
         )
     with gr.Column(min_width=300):
-        return Completing(editor, upload, region, count, particles, _drawing("Complete"))
+        return Completing(canvas, editor, upload, region, count, particles, _drawing("Complete"))
 
 
 def _editor(height: int, width: int) -> gr.ImageEditor:
     factor = enlargement(height, width)
     size = max(height, width) * factor // 8
     editor = gr.ImageEditor(
-        label="Paint over the area to sample",
+        label="Picture",
         sources=(),
         transforms=(),
         layers=False,
@@ -150,7 +152,6 @@ def _editor(height: int, width: int) -> gr.ImageEditor:
         brush=gr.Brush(default_size=size, colors=[(BRUSH_COLOR, BRUSH_OPACITY)], color_mode="fixed"),
         eraser=gr.Eraser(default_size=size),
         buttons=[],
-        elem_classes="shown",
     )
 
     def layers(payload: Any) -> list[bytes]:
@@ -179,24 +180,25 @@ def _resampling(levels: list[str]) -> Resampling:
 def _codes(grids: list[LevelGrid]) -> Codes:
     names = [grid.name for grid in grids]
     with gr.Row():
-        view = _image("Picture")
-        maps = {name: _image(f"Codes of level {name}: select one") for name in names}
-    with gr.Row():
-        with gr.Column(min_width=300):
+        with gr.Column(min_width=240):
+            view = _image("Picture")
             upload = _upload_button()
+        maps = {name: _image(f"Codes of level {name}") for name in names}
+    status = gr.HTML("<p>Select a code in a map, or by its row and column.</p>", elem_classes="status")
+    with gr.Row():
+        here = _image("This code alone")
+        everywhere = _image("This code everywhere")
+        with gr.Column(min_width=240):
             level = gr.Radio(names, value=names[0], label="Level")
             with gr.Row():
                 row = gr.Number(1, precision=0, minimum=1, label="Row", min_width=80)
                 column = gr.Number(1, precision=0, minimum=1, label="Column", min_width=80)
             show = gr.Button("Show code", variant="primary")
-            status = gr.HTML(elem_classes="status")
-        here = _image("This code alone")
-        everywhere = _image("This code everywhere")
     return Codes(view, maps, upload, level, row, column, show, status, here, everywhere)
 
 
 def _image(label: str) -> gr.Image:
-    return gr.Image(label=label, interactive=False, buttons=[], min_width=160, elem_classes="shown")
+    return gr.Image(label=label, interactive=False, buttons=[], min_width=140, elem_classes="shown")
 
 
 def _upload_button() -> gr.UploadButton:

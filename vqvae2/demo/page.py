@@ -66,7 +66,8 @@ def _connect_picture(parts: Parts, handlers: Handlers) -> None:
 
 
 def shown_parts(parts: Parts) -> list:
-    """The components that depend on the picture."""
+    """The components that depend on the picture, see Handlers.use."""
     of = parts.codes
-    views = [parts.completing.editor] if parts.resampling is None else [parts.completing.editor, parts.resampling.view]
-    return [parts.picture, parts.picture_codes, *views, of.view, *of.maps.values(), of.here, of.everywhere, of.status]
+    views = [parts.completing.canvas, parts.completing.editor, of.view, *of.maps.values()]
+    views += [] if parts.resampling is None else [parts.resampling.view]
+    return [parts.picture, parts.picture_codes, *views, of.here, of.everywhere, of.status]

@@ -2,21 +2,34 @@
 
 import errno
 import importlib.metadata
+import logging
 import os
 import socket
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vqvae2.errors import UserError
 from vqvae2.generation.generator import Generator
 
 LARGEST_UPLOAD = "50mb"
+LONGEST_QUEUE = 20  # waiting requests; others are refused
 INSTALL = 'run pip install "vqvae2[demo]"'
 # Nothing is sent to other machines, and no proxy is asked for this one.
 ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LOCAL = "127.0.0.1,localhost,::1"
+# parts of Gradio that the page does not need
+OFF: dict[str, Any] = {
+    "share": False,
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "pwa": False,
+}
 
 
 def check_gradio() -> None:
@@ -55,7 +68,16 @@ def check_address(host: str, port: int) -> None:
 
 
 def serve(generator: Generator, name: str, host: str, port: int) -> None:
-    """Serve the page of a model until Ctrl-C is pressed.
+    """Serve the page of a model until Ctrl-C is pressed; arguments as for `served`."""
+    with served(generator, name, host, port) as address:
+        print(f"demo: {address} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+@contextmanager
+def served(generator: Generator, name: str, host: str, port: int) -> Iterator[str]:
+    """Context manager in which the page of a model is served; its value is the address.
 
     Args:
         generator: the trained models.
@@ -78,24 +100,25 @@ def serve(generator: Generator, name: str, host: str, port: int) -> None:
         from vqvae2.demo.style import CSS
 
         page = build_page(generator, name, Path(folder))
-        page.queue(max_size=20)
+        page.queue(max_size=LONGEST_QUEUE)
         page.launch(
             server_name=host,
             server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=LARGEST_UPLOAD,
             theme=gr.themes.Default(primary_hue="blue"),
             css=CSS,
             footer_links=["settings"],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
+            max_file_size=LARGEST_UPLOAD,
+            prevent_thread_lock=True,
+            quiet=True,
+            **OFF,
         )
-        print(f"demo: {page.local_url} (Ctrl-C ends it)", flush=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
-        page.close(verbose=False)
+        logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
+        try:
+            yield page.local_url
+        finally:
+            page.close(verbose=False)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a log record is not about a visitor who left while a file was being sent."""
+    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ClientDisconnect"

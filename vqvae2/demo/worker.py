@@ -47,12 +47,15 @@ class Job:
 class Worker:
     """Runs one request at a time.
 
-    PyTorch keeps a pool of threads for each thread that calls it, so that one thread does all the work.
+    One thread does all the work, because PyTorch keeps a pool of threads for each thread that calls it.
+
+    Attributes:
+        jobs: requests that run or wait, by visitor.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "demo")
-        self._jobs: dict[str, list[Job]] = {}
+        self.jobs: dict[str, list[Job]] = {}
 
     def run(self, visitor: str, work: Callable[[Job], Any]) -> Iterator[Any]:
         """Run `work` and yield what it shows. The request is cancelled when the iterator is closed.
@@ -63,7 +66,7 @@ class Worker:
                 CancelledError, after which the iterator ends.
         """
         job, end = Job(), object()
-        self._jobs.setdefault(visitor, []).append(job)
+        self.jobs.setdefault(visitor, []).append(job)
         future = self._thread.submit(_begin, work, job)
         future.add_done_callback(lambda _: job.shown.put(end))
         try:
@@ -82,15 +85,15 @@ class Worker:
 
     def cancel(self, visitor: str) -> None:
         """Cancel all requests of a visitor."""
-        for job in self._jobs.get(visitor, []):
+        for job in self.jobs.get(visitor, []):
             job.cancelled.set()
 
     def _forget(self, visitor: str, job: Job) -> None:
-        jobs = self._jobs.get(visitor, [])
+        jobs = self.jobs.get(visitor, [])
         if job in jobs:
             jobs.remove(job)
         if not jobs:
-            self._jobs.pop(visitor, None)
+            self.jobs.pop(visitor, None)
 
 
 def _begin(work: Callable[[Job], Any], job: Job) -> None:
