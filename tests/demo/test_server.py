@@ -29,7 +29,7 @@ def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch: pytes
     assert 'pip install "vqvae2[demo]"' in refusal("demo", "--model", "mnist")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.49.1")
     message = refusal("demo", "--model", "mnist")
-    assert "gradio 6" in message and "5.49.1" in message and 'pip install "vqvae2[demo]"' in message
+    assert "gradio 6.31 or newer" in message and "5.49.1" in message and 'pip install "vqvae2[demo]"' in message
 
 
 def test_a_port_in_use_is_refused(with_gradio: None) -> None:

@@ -137,13 +137,19 @@ class Handlers:
         codes = self.worker.call(lambda: self.generator.encode(picture))
         shown = self.shown(picture[0])
         maps = {here.maps[name]: self.shown(x) for name, x in code_maps(self.generator, codes).items()}
-        views: Values = {here.view: shown}
-        views[parts.completing.canvas] = gr.Column(visible=True)
-        views[parts.completing.editor] = {"background": shown, "layers": [], "composite": None}
+        views: Values = {here.view: shown, parts.completing.edits_picture: False}
         if parts.resampling is not None:
             views[parts.resampling.view] = shown
         nothing = {here.here: None, here.everywhere: None, here.status: told("Select a code in a map.")}
         return {parts.picture: picture, parts.picture_codes: codes, **views, **maps, **nothing}
+
+    def edit(self, picture: Tensor | None, edits_picture: bool) -> Values:
+        """Put a new picture into the editor. Its tab must be visible: otherwise the editor may place it wrongly."""
+        of = self.parts.completing
+        if picture is None or edits_picture:
+            return {of.edits_picture: edits_picture}
+        value: dict[str, Any] = {"background": self.shown(picture[0]), "layers": [], "composite": None}
+        return {of.canvas: gr.Column(visible=True), of.editor: value, of.edits_picture: True}
 
     def click(self, level: str) -> Callable[[gr.SelectData, dict[str, Tensor] | None], Values]:
         """A handler that shows the code at the position of the level's map that was clicked."""

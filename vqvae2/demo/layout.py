@@ -29,8 +29,10 @@ class Drawing(NamedTuple):
 class Completing(NamedTuple):
     """The tab Complete."""
 
+    tab: gr.Tab
     canvas: gr.Column  # it has the editor, and is hidden as long as there is no picture
     editor: gr.ImageEditor
+    edits_picture: gr.State  # whether the editor has the present picture
     upload: gr.UploadButton
     region: gr.Dropdown
     count: gr.Slider
@@ -91,8 +93,8 @@ def lay_out(generator: Generator, name: str) -> Parts:
         with gr.Tab("Sample"):
             count = gr.Slider(1, MOST_IMAGES, 16, step=1, label="Images")
             sample = _drawing("Sample")
-        with gr.Tab("Complete"), gr.Row():
-            completing = _completing(height, width)
+        with gr.Tab("Complete") as tab, gr.Row():
+            completing = _completing(tab, height, width)
         if len(grids) > 1:
             with gr.Tab("Resample"), gr.Row():
                 resampling = _resampling([grid.name for grid in grids[1:]])
@@ -126,7 +128,7 @@ def _drawing(verb: str) -> Drawing:
     return Drawing(start, stop, status, gallery, gr.State(None))
 
 
-def _completing(height: int, width: int) -> Completing:
+def _completing(tab: gr.Tab, height: int, width: int) -> Completing:
     with gr.Column(min_width=300):
         with gr.Column(visible=False) as canvas:
             editor = _editor(height, width)
@@ -137,7 +139,7 @@ def _completing(height: int, width: int) -> Completing:
             1, MOST_PARTICLES, 16, step=1, label="Particles", info="More fit what is kept better and take longer."
         )
     with gr.Column(min_width=300):
-        return Completing(canvas, editor, upload, region, count, particles, _drawing("Complete"))
+        return Completing(tab, canvas, editor, gr.State(False), upload, region, count, particles, _drawing("Complete"))
 
 
 def _editor(height: int, width: int) -> gr.ImageEditor:

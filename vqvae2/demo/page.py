@@ -29,6 +29,7 @@ def build_page(generator: Generator, name: str, folder: Path) -> gr.Blocks:
         handlers = Handlers(generator, Worker(), parts, ShownFiles(folder))
         _connect_drawings(parts, handlers)
         _connect_picture(parts, handlers)
+        _edit_at(parts.completing.tab.select, parts, handlers)
         page.unload(handlers.leave)
     return page
 
@@ -48,7 +49,10 @@ def _connect(parts: Parts, handlers: Handlers, drawing: Drawing, draw: Callable,
     outputs = [drawing.gallery, drawing.status, drawing.images, parts.settings[-1]]
     started = drawing.start.click(draw, inputs, outputs, **TURN)
     drawing.stop.click(handlers.stop(drawing), None, [drawing.status], cancels=[started], **AT_ONCE)
-    drawing.gallery.select(handlers.choose(drawing), [drawing.images], [drawing.status, *shown_parts(parts)], **TURN)
+    outputs = [drawing.status, *shown_parts(parts)]
+    chosen = drawing.gallery.select(handlers.choose(drawing), [drawing.images], outputs, **TURN)
+    if drawing is parts.completing.drawing:
+        _edit_at(chosen.then, parts, handlers)
 
 
 def _connect_picture(parts: Parts, handlers: Handlers) -> None:
@@ -58,16 +62,24 @@ def _connect_picture(parts: Parts, handlers: Handlers) -> None:
         uploads.append((parts.resampling.upload, parts.resampling.drawing.status))
     for button, status in uploads:
         outputs = list(dict.fromkeys([status, *shown_parts(parts)]))
-        button.upload(handlers.upload(status), [button], outputs, **TURN)
+        uploaded = button.upload(handlers.upload(status), [button], outputs, **TURN)
+        if button is parts.completing.upload:
+            _edit_at(uploaded.then, parts, handlers)
     chosen, outputs = [of.level, of.row, of.column], [of.status, of.here, of.everywhere, *of.maps.values()]
     of.show.click(handlers.view, [parts.picture_codes, *chosen], outputs, **TURN)
     for level, image in of.maps.items():
         image.select(handlers.click(level), [parts.picture_codes], [*chosen, *outputs], **TURN)
 
 
+def _edit_at(event: Callable, parts: Parts, handlers: Handlers) -> None:
+    """Put a new picture into the editor at an event after which the editor's tab is visible."""
+    of = parts.completing
+    event(handlers.edit, [parts.picture, of.edits_picture], [of.canvas, of.editor, of.edits_picture], **AT_ONCE)
+
+
 def shown_parts(parts: Parts) -> list:
     """The components that depend on the picture, see Handlers.use."""
     of = parts.codes
-    views = [parts.completing.canvas, parts.completing.editor, of.view, *of.maps.values()]
+    views = [parts.completing.edits_picture, of.view, *of.maps.values()]
     views += [] if parts.resampling is None else [parts.resampling.view]
     return [parts.picture, parts.picture_codes, *views, of.here, of.everywhere, of.status]

@@ -15,6 +15,7 @@ from typing import Any
 from vqvae2.errors import UserError
 from vqvae2.generation.generator import Generator
 
+OLDEST_GRADIO = (6, 31)  # as in pyproject.toml
 LARGEST_UPLOAD = "50mb"
 LONGEST_QUEUE = 20  # waiting requests; others are refused
 INSTALL = 'run pip install "vqvae2[demo]"'
@@ -42,8 +43,9 @@ def check_gradio() -> None:
         version = importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"the demo needs the package gradio: {INSTALL}") from None
-    if int(version.split(".")[0]) < 6:
-        raise UserError(f"the demo needs gradio 6, and {version} is installed: {INSTALL}")
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_GRADIO:
+        oldest = ".".join(map(str, OLDEST_GRADIO))
+        raise UserError(f"the demo needs gradio {oldest} or newer, and {version} is installed: {INSTALL}")
 
 
 def check_address(host: str, port: int) -> None:
