@@ -23,10 +23,7 @@ from vqvae2.demo.worker import Worker
 pytest.importorskip("gradio", reason="needs the extra demo")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
@@ -384,6 +381,7 @@ def test_visitors_take_turns(chromium: Any, visit: Visit, page_of_mnist: Served,
     second.page.get_by_label("Seed", exact=True).fill("3")
     second.page.get_by_label("number input for Images").locator("visible=true").fill("4")
     second.button("Sample").click()
+    second.status("Waiting for earlier requests.")
     visit.page.wait_for_timeout(1000)
     assert len(page_of_mnist.worker.jobs) == 1 and not second.images()
     visit.button("Stop").click()

@@ -1,11 +1,12 @@
 """The page: its components, and which handler is called at which event."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
 
-from vqvae2.demo.handlers import Handlers
+from vqvae2.demo.handlers import Handlers, told
 from vqvae2.demo.layout import Drawing, Parts, lay_out
 from vqvae2.demo.pictures import ShownFiles
 from vqvae2.demo.worker import Worker
@@ -47,6 +48,9 @@ def _connect_drawings(parts: Parts, handlers: Handlers) -> None:
 
 def _connect(parts: Parts, handlers: Handlers, drawing: Drawing, draw: Callable, inputs: list) -> None:
     outputs = [drawing.gallery, drawing.status, drawing.images, parts.settings[-1]]
+    # by the browser, at once; `draw` begins when it is this visitor's turn
+    waiting = f"() => {json.dumps(told('Waiting for earlier requests.'))}"
+    drawing.start.click(None, None, [drawing.status], js=waiting, **AT_ONCE)
     started = drawing.start.click(draw, inputs, outputs, **TURN)
     drawing.stop.click(handlers.stop(drawing), None, [drawing.status], cancels=[started], **AT_ONCE)
     outputs = [drawing.status, *shown_parts(parts)]
