@@ -13,6 +13,7 @@ ORDER = [  # modules and subpackages, top layer first; each imports only from th
     "family",
     "evaluation",
     "report",
+    "demo",
     "generation",
     "prior",
     "codes",

@@ -59,6 +59,15 @@ def test_vectors_are_those_of_the_codes() -> None:
     assert torch.equal(result.vectors[1, :, 2, 0], quantiser.codebook[result.codes[1, 2, 0]])
 
 
+def test_codes_that_are_not_known_have_the_mean_vector() -> None:
+    """Negative codes get the mean of the codebook, the others their own vectors."""
+    quantiser = random_quantiser()
+    codes = torch.tensor([[[3, -1], [-1, 0]]])
+    vectors = quantiser.look_up_known(codes)[0]  # (D, 2, 2)
+    assert torch.equal(vectors[:, 0, 0], quantiser.codebook[3]) and torch.equal(vectors[:, 1, 1], quantiser.codebook[0])
+    assert torch.equal(vectors[:, 0, 1], quantiser.codebook.mean(0)) and torch.equal(vectors[:, 1, 0], vectors[:, 0, 1])
+
+
 def test_gradient_passes_straight_through() -> None:
     """The gradient of the quantized vectors is copied to the features; a learned codebook receives none of it."""
     quantiser = random_quantiser(learned=True)

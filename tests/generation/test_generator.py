@@ -148,6 +148,28 @@ def test_mask_keeps_any_form_and_particles_change_the_rest(generator: Generator)
     assert torch.equal(one, generator.complete(images, mask, particles=1, batch_size=2))
 
 
+def test_images_so_far_become_the_samples(generator: Generator) -> None:
+    """Watching does not change the samples; the last images so far are the samples, the first ones are not."""
+    seen: list[torch.Tensor] = []
+    options = {"seed": 1, "label": 0, "batch_size": 3}
+    images = generator.sample(3, **options, watch=lambda images_so_far: seen.append(images_so_far()))
+    assert torch.equal(images, generator.sample(3, **options))
+    assert torch.equal(seen[-1], images) and not torch.equal(seen[0], images)
+    assert {x.shape for x in seen} == {images.shape}
+
+
+def test_images_so_far_of_several_particles_are_of_the_first_one(generator: Generator) -> None:
+    """There is one for each image, not for each particle; the first ones show the kept codes of the coarsest level."""
+    seen: list[torch.Tensor] = []
+    images = some_images(2)
+    begun = {"top": generator.encode(images)["top"]}
+    begun["top"][:, :, 2:] = -1
+    generator.complete(images, "left", particles=3, batch_size=6, watch=lambda so_far: seen.append(so_far()))
+    assert {x.shape for x in seen} == {images.shape}
+    with torch.no_grad():
+        assert torch.equal(seen[0], generator.autoencoder.decode(begun)) and not torch.equal(seen[0], seen[-1])
+
+
 def test_likelihood_of_images_is_that_of_the_evaluation(evaluated_run: Path, tiny_run: tuple[Path, Path]) -> None:
     """The means over the held-out images equal the figures of evaluation.json.
 

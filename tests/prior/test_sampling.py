@@ -223,6 +223,36 @@ def test_controls_hold_while_sampling() -> None:
     assert sum(done) == 20
 
 
+@pytest.mark.parametrize("options", PRIORS, ids=str)
+def test_codes_so_far_are_those_of_the_waves_so_far(options: dict) -> None:
+    """After each wave, the codes so far are the final ones where they are kept or sampled and -1 elsewhere."""
+    prior = tiny_prior((4, 6), right_reach=1, **options)
+    own, coarser, labels = some_codes(prior, batch=3)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[3, 1:3] = True
+    seen: list[torch.Tensor] = []
+    arguments = (prior, uniforms_of(prior, range(3)), coarser, labels, Controls(), Kept(own, mask))
+    codes = sample_codes(*arguments, watch=lambda codes_so_far: seen.append(codes_so_far()))
+    assert torch.equal(codes, sample_codes(*arguments))
+    stride = prior.stride()
+    assert len(seen) == 6 + 3 * stride
+    for wave, partly in enumerate(seen):
+        known = torch.tensor([[mask[i, j] or j + i * stride <= wave for j in range(6)] for i in range(4)])
+        assert torch.equal(partly, torch.where(known, codes, -1))
+
+
+def test_an_exception_of_watch_ends_the_sampling() -> None:
+    prior, calls = tiny_prior((4, 5)), []
+
+    def stop(codes_so_far: object) -> None:
+        calls.append(codes_so_far)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sample_codes(prior, uniforms_of(prior, range(1)), watch=stop)
+    assert len(calls) == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("options", PRIORS, ids=str)
 def test_captured_graph_draws_what_single_kernels_draw(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,12 +151,13 @@ class Autoencoder(nn.Module):
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
         """Decode codes (B, H / stride, W / stride) by level name to uint8 images (B, C, H, W).
 
-        The finest levels may be omitted: each of their positions then receives the mean vector of the codebook.
+        A negative code is not known: its position receives the mean vector of the codebook. The finest levels may be
+        omitted, as if none of their codes were known.
         """
         context: Tensor | None = None
         for name, quantiser, decode in zip(self.names, self.quantisers, self.decoders, strict=True):
             if name in codes:
-                vectors = quantiser.look_up(codes[name])
+                vectors = quantiser.look_up_known(codes[name])
             else:
                 assert context is not None, "the codes of the coarsest level are required"
                 batch, _, height, width = context.shape

@@ -97,3 +97,9 @@ class Quantiser(nn.Module):
     def look_up(self, codes: Tensor) -> Tensor:
         """The code vectors (B, D, H, W) of codes (B, H, W)."""
         return rearrange(self.codebook[codes], "b h w d -> b d h w")
+
+    def look_up_known(self, codes: Tensor) -> Tensor:
+        """As `look_up`, with the mean code vector where a code is negative."""
+        known = (codes >= 0)[..., None]  # (B, H, W, 1)
+        vectors = torch.where(known, self.codebook[codes.clamp(min=0)], self.codebook.mean(0))  # (B, H, W, D)
+        return rearrange(vectors, "b h w d -> b d h w")

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,8 @@ class Generator:
     def decode(self, codes: dict[str, Tensor]) -> Tensor:
         """Decode the codes of all levels, as returned by `encode`, to uint8 images (B, C, H, W).
 
+        A negative code is not known: its position receives the mean vector of the level's codebook.
+
         Raises:
             UserError: the codes of a level are missing.
         """
@@ -321,6 +323,7 @@ class Generator:
         particles: int = 1,
         progress: Callable[[int], object] = lambda codes: None,
         survival: Callable[[Tensor], object] = lambda shares: None,
+        watch: Callable[[Callable[[], Tensor]], object] = lambda images_so_far: None,
     ) -> Tensor:
         """Sample new images: uint8 (num_images, C, H, W).
 
@@ -345,6 +348,9 @@ class Generator:
             progress: called with the number of codes sampled for the batch since the last call.
             survival: called for each batch with the share of each image's first particles that have descendants at the
                 end, (B,), if there are several particles.
+            watch: called at every step of the sampler with a function that decodes the codes so far to uint8 images
+                (B, C, H, W) of the batch, padding included; of several particles, the first one is shown. It must be
+                called before `watch` returns. An exception of `watch` ends the sampling.
 
         Raises:
             UserError: a stage has not finished, or an argument is not valid for this run.
@@ -365,7 +371,7 @@ class Generator:
                 name: x if len(x.codes) == 1 else x._replace(codes=x.codes[[i - first_image for i in part]])
                 for name, x in (kept or {}).items()
             }
-            made, shares = self._sample_batch(part, part_labels, controls, part_kept, seed, particles, progress)
+            made, shares = self._sample_batch(part, part_labels, controls, part_kept, seed, particles, progress, watch)
             images.append(made[: num_images - start])
             if shares is not None:
                 survival(shares[: num_images - start])
@@ -383,7 +389,8 @@ class Generator:
             keep: the half to keep (top, bottom, left or right), a box LEFT,UPPER,RIGHT,LOWER in pixels, or a mask, bool
                 (H, W), true where the images are kept. The rest is filled from its surroundings before encoding.
             particles: number of particles per image, 1 or more; `batch_size` counts images times particles.
-            **options: label, temperature, top_k, top_p, guidance, seed, batch_size, progress and survival of `sample`.
+            **options: label, temperature, top_k, top_p, guidance, seed, batch_size, progress, survival and watch of
+                `sample`.
 
         Raises:
             UserError: an argument is not valid.
@@ -423,6 +430,7 @@ class Generator:
         seed: int,
         num_particles: int,
         progress: Callable[[int], object],
+        watch: Callable[[Callable[[], Tensor]], object],
     ) -> tuple[Tensor, Tensor | None]:
         """Sample the images with these numbers: the images, and the share of surviving particles of each."""
         wide = widest_float(self.device)
@@ -433,15 +441,20 @@ class Generator:
             rows = [image_uniforms(seed, i, name, positions, p) for i in indices for p in range(num_particles)]
             uniforms[name] = torch.stack(rows).to(self.device, wide)
             resampling[name] = self._uniforms(seed, "resample", indices, name, num_waves(prior))
+
+        def watch_codes(codes_so_far: Callable[[], dict[str, Tensor]]) -> None:
+            watch(lambda: self._decode({name: x[::num_particles] for name, x in codes_so_far().items()}))
+
+        sample = partial(sample_levels, priors, uniforms, progress=progress, watch=watch_codes)
         if num_particles == 1:
-            return self.decode(sample_levels(priors, uniforms, labels, controls, kept, progress)), None
+            return self.decode(sample(labels, controls, kept)), None
         labels = None if labels is None else labels.repeat_interleave(num_particles)
         kept = {
             name: x if len(x.codes) == 1 else x._replace(codes=x.codes.repeat_interleave(num_particles, dim=0))
             for name, x in kept.items()
         }
         particles = Particles(len(indices), num_particles, resampling)
-        codes = sample_levels(priors, uniforms, labels, controls, kept, progress, particles)
+        codes = sample(labels, controls, kept, particles=particles)
         chosen = particles.choose(self._uniforms(seed, "choose", indices, "", 1)[:, 0])
         return self.decode({name: x[chosen] for name, x in codes.items()}), particles.surviving().cpu()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -71,19 +72,35 @@ def sample_levels(
     kept: dict[str, Kept],
     progress: Callable[[int], object] = lambda codes: None,
     particles: Particles | None = None,
+    watch: Callable[[Callable[[], dict[str, Tensor]]], object] = lambda codes_so_far: None,
 ) -> dict[str, Tensor]:
     """Sample the codes of all levels, (B, H, W) int64 by name; arguments as for `sample_codes`, by level.
 
     With particles, row r of the result is particle r at the end, with the codes of its ancestors.
     """
     codes: dict[str, Tensor] = {}
+
+    def joined(name: str, own: Tensor) -> dict[str, Tensor]:
+        if particles is None:
+            return {**codes, name: own}
+        return {**{coarser: x[particles.origins] for coarser, x in codes.items()}, name: own}
+
+    def watch_level(name: str, codes_so_far: Callable[[], Tensor]) -> None:
+        watch(lambda: joined(name, codes_so_far()))
+
     for name, prior in priors.items():
         own = sample_codes(
-            prior, uniforms[name], codes or None, labels, controls[name], kept.get(name), progress, particles
+            prior,
+            uniforms[name],
+            codes or None,
+            labels,
+            controls[name],
+            kept.get(name),
+            progress,
+            particles,
+            partial(watch_level, name),
         )
-        if particles is not None:
-            codes = {coarser: x[particles.origins] for coarser, x in codes.items()}
-        codes[name] = own
+        codes = joined(name, own)
     return codes
 
 
@@ -97,6 +114,7 @@ def sample_codes(
     kept: Kept | None = None,
     progress: Callable[[int], object] = lambda codes: None,
     particles: Particles | None = None,
+    watch: Callable[[Callable[[], Tensor]], object] = lambda codes_so_far: None,
 ) -> Tensor:
     """Sample the codes of one level: (B, H, W) int64.
 
@@ -112,6 +130,8 @@ def sample_codes(
         kept: codes that are kept; the codes after them are sampled given the kept ones. None: sample all codes.
         progress: called with the number of codes per image that were completed since the last call.
         particles: the particles to weigh and resample; None: the kept codes do not affect the codes before them.
+        watch: called after each wave with a function that returns the codes so far, (B, H, W), -1 where they are not
+            sampled yet. It must be called before `watch` returns. An exception of `watch` ends the sampling.
     """
     batch, device = len(uniforms), uniforms.device
     height, width = prior.grid.height, prior.grid.width
@@ -149,6 +169,10 @@ def sample_codes(
             cache.write(chosen)
         front.wave += 1
 
+    def codes_so_far(wave: int) -> Tensor:
+        known = is_kept[:-outside] | front.finished(wave)
+        return torch.where(known, codes[:, :-outside], -1).view(batch, height, width)
+
     if uniforms.is_cuda:
         weights = None if particles is None else particles.log_weights.clone()
         sample_wave = capture(sample_wave)
@@ -164,6 +188,7 @@ def sample_codes(
             for cache in caches:
                 cache.reorder(rows)
         progress(front.codes_in(wave))
+        watch(partial(codes_so_far, wave))
     return codes[:, :-outside].view(batch, height, width)
 
 

@@ -56,6 +56,11 @@ class Wavefront:
         """Number of codes per image in a wave."""
         return self._rows_with(self.width, wave)
 
+    def finished(self, wave: int) -> Tensor:
+        """Which codes are sampled after a wave, bool (H * W,)."""
+        positions = torch.arange(self.height * self.width, device=self.wave.device)
+        return positions % self.width + positions // self.width * self.stride <= wave
+
     def _rows_with(self, columns: int, wave: int) -> int:
         """Number of rows of the grid whose column in a wave is from 0 to `columns` - 1."""
         first = max(0, (wave - columns) // self.stride + 1)
