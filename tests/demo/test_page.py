@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,19 @@ def test_a_picture_is_completed_where_it_is_painted_over(visit: Visit, samples: 
     middle, edge = changed[9:19, 7:21].mean(), np.concatenate([changed[:3], changed[-3:]]).mean()
     assert len(images) == 4 and len(np.unique(images.reshape(4, -1), axis=0)) == 4
     assert middle > 10 * edge and middle > 10
+
+
+def test_the_editor_gives_the_painted_layers_as_files() -> None:
+    """Also when Gradio builds it again for a visitor; no stub file is written."""
+    from vqvae2.demo import layout
+
+    editor = layout.Editor(label="Picture")
+    for one in (editor, type(editor)(**editor.constructor_args)):
+        one.blob_storage["a"] = SimpleNamespace(layers=[b"one", None, b"two"])
+        assert one.preprocess(SimpleNamespace(id="a")) == [b"one", b"two"] and not one.blob_storage
+        assert one.preprocess(SimpleNamespace(id="gone")) == [] == one.preprocess(None)
+        assert one.get_block_name() == "imageeditor"
+    assert not Path(layout.__file__).with_suffix(".pyi").exists()
 
 
 def test_a_chosen_area_is_completed_with_particles(visit: Visit, generator: Generator, samples: torch.Tensor) -> None:

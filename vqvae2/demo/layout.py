@@ -1,5 +1,6 @@
 """The components of the page and where they are."""
 
+from abc import ABCMeta
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,22 @@ from vqvae2.generation.generator import Generator
 from vqvae2.images.decode import EXTENSIONS
 
 MOST_VARIANTS = 16  # completions or resampled images
+
+
+def _layers(self: Any, payload: Any) -> list[bytes]:
+    """The painted layers of an image editor as image files, which our own decoder reads."""
+    if payload is None:
+        return []
+    stored = self.blob_storage.pop(payload.id, None) if payload.id is not None else payload
+    found = [] if stored is None else [x for x in stored.layers or [] if x is not None]
+    return [x if isinstance(x, bytes) else Path(x.path).read_bytes() for x in found]
+
+
+# Not a class statement: Gradio's metaclass would write a stub file beside this one. A template uses the page's code of
+# its base class.
+Editor: Any = ABCMeta.__new__(
+    type(gr.ImageEditor), "Editor", (gr.ImageEditor,), {"is_template": True, "preprocess": _layers}
+)
 
 
 class Drawing(NamedTuple):
@@ -145,7 +162,7 @@ def _completing(tab: gr.Tab, height: int, width: int) -> Completing:
 def _editor(height: int, width: int) -> gr.ImageEditor:
     factor = enlargement(height, width)
     size = max(height, width) * factor // 8
-    editor = gr.ImageEditor(
+    return Editor(
         label="Picture",
         sources=(),
         transforms=(),
@@ -155,18 +172,6 @@ def _editor(height: int, width: int) -> gr.ImageEditor:
         eraser=gr.Eraser(default_size=size),
         buttons=[],
     )
-
-    def layers(payload: Any) -> list[bytes]:
-        """The painted layers as image files, which our own decoder reads."""
-        if payload is None:
-            return []
-        stored = editor.blob_storage.pop(payload.id, None) if payload.id is not None else payload
-        found = [] if stored is None else [x for x in stored.layers or [] if x is not None]
-        return [x if isinstance(x, bytes) else Path(x.path).read_bytes() for x in found]
-
-    # not in a subclass: Gradio writes a stub file beside each file with one
-    editor.preprocess = layers
-    return editor
 
 
 def _resampling(levels: list[str]) -> Resampling:
