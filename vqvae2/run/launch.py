@@ -119,8 +119,8 @@ def start_accelerator(
     # Stage 4 trains several priors, each with its own precision. Accelerate has no public function to change it.
     AcceleratorState._reset_state()
     # Buffers are identical in all processes by construction, so they need no broadcast. DistributedDataParallel
-    # regroups gradients after the first step, unless it searches for unused parameters. The order in which three or more
-    # processes are summed depends on the groups, so that a resumed run would be rounded differently.
+    # regroups gradients after the first step, unless it searches for unused parameters. The order in which three or
+    # more processes are summed depends on the groups, so that a resumed run would be rounded differently.
     distributed = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=state.num_processes > 2
     )
