@@ -114,11 +114,16 @@ def start_accelerator(
     for tracker in trackers:
         if not TRACKERS[tracker]():
             raise UserError(f'trackers: {tracker} is not installed: pip install "vqvae2[{tracker}]", or remove it')
-    precision = resolve_precision(f"{key}.mixed_precision", mixed_precision, join_processes().device)
+    state = join_processes()
+    precision = resolve_precision(f"{key}.mixed_precision", mixed_precision, state.device)
     # Stage 4 trains several priors, each with its own precision. Accelerate has no public function to change it.
     AcceleratorState._reset_state()
-    # Buffers are identical in all processes by construction, so they need no broadcast.
-    distributed = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are identical in all processes by construction, so they need no broadcast. DistributedDataParallel
+    # regroups gradients after the first step, unless it searches for unused parameters. The order in which three or
+    # more processes are summed depends on the groups, so that a resumed run would be rounded differently.
+    distributed = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=state.num_processes > 2
+    )
     return Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=accumulation,
