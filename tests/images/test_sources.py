@@ -66,7 +66,7 @@ def test_a_validation_folder_is_used(tmp_path: Path):
     config = folder(tmp_path / "train", validation_root=str(tmp_path / "held_out"))
     train, validation = open_images(config, seed=0)
     assert len(train) == 9 and train.classes == validation.classes == ["boot", "hat", "shoe"]
-    assert validation.labels == [2, 2] and colours(validation) == {colour(0), colour(1)}
+    assert list(validation.labels) == [2, 2] and colours(validation) == {colour(0), colour(1)}
 
 
 @pytest.mark.parametrize("classes", [("shoe", "sock"), ()])
@@ -93,7 +93,7 @@ def test_fewer_images_on_request(tmp_path: Path):
 def test_shapes_splits_are_disjoint():
     """Training and validation pictures differ, and the labels cycle through all classes."""
     train, validation = open_images(ImagesConfig(source="shapes", size=16, max_images=64), seed=0)
-    assert len(train) == 64 and train.labels == [i % 8 for i in range(64)] and len(train.classes) == 8
+    assert len(train) == 64 and list(train.labels) == [i % 8 for i in range(64)] and len(train.classes) == 8
     seen = {train.load(i).numpy().tobytes() for i in range(64)}
     held_out = {validation.load(i).numpy().tobytes() for i in range(64)}
     assert len(seen) == len(held_out) == 64 and not seen & held_out
@@ -164,7 +164,7 @@ def test_fashion_mnist(tmp_path: Path):
     assert len(train.classes) == len(sizes) == 10 and max(sizes) - min(sizes) <= 30
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, 28, 28)
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-    assert validation.labels == labels.tolist()
+    assert list(validation.labels) == labels.tolist()
     assert all(np.array_equal(validation.load(i).numpy(), pixels[i]) for i in (0, 17, count - 1))
 
 
