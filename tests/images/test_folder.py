@@ -173,7 +173,7 @@ def test_a_split_is_drawn_from_the_seed():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_split_is_that_of_earlier_versions(seed: int):
-    """The split equals that of a plain loop over the images, so that the images held out by older runs stay the same."""
+    """The split equals that of a plain loop over the images, so that older runs hold out the same images."""
     labels = torch.randint(-1, 40, (3000,), generator=torch.Generator().manual_seed(seed)).square().tolist()
     order = torch.randperm(len(labels), generator=keyed_generator(seed, "split")).tolist()
     ranks, seen = {}, Counter()

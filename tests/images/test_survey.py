@@ -1,15 +1,15 @@
 """The survey of an image folder before training."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 
-from tests.conftest import ROOT, succeed, write_config
+from tests.conftest import succeed, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
@@ -146,48 +146,47 @@ def test_classes_may_be_added_before_training(root: Path, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-SHARE = """
-import json, os, sys
-from pathlib import Path
-from accelerate import PartialState
-from vqvae2.config import ImagesConfig
-from vqvae2.errors import UserError
-from vqvae2.images import survey
-
-root, record, fraction = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-state, decoded, read = PartialState(cpu=True), [], survey.read_image
-survey.read_image = lambda path, *size: decoded.append(path.name) or read(path, *size)
-survey.list_images = survey.list_images if state.is_main_process else None
-images = ImagesConfig(source="folder", root=str(root), size=16, workers=0, max_unreadable_fraction=fraction)
-try:
-    said = [list(x) for x in survey.survey_images(root, images, record, False, False, state)]
-except UserError as error:
-    said = str(error)
-record.with_name(f"{state.process_index}.json").write_text(json.dumps([decoded, said]))
-"""
+def survey_as(process: int, root: Path, folder: Path) -> None:
+    """Survey `root` as one of two processes, twice, and write what was decoded and found to a file of this process."""
+    os.environ |= {"RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getppid() % 20000)}
+    PartialState._reset_state()
+    state, decoded, read = PartialState(cpu=True), [], module.read_image
+    module.read_image = lambda path, *size: decoded.append(path.name) or read(path, *size)
+    if process != 0:
+        module.list_images = None
+    said: list[object] = []
+    for fraction in (0.9, 0.1):
+        images, record = configuration(root, max_unreadable_fraction=fraction), folder / f"{fraction}.safetensors"
+        try:
+            survey = survey_images(root, images, record, frozen=False, show=False, processes=state)
+            said.append([list(file) for file in survey])
+        except UserError as error:
+            said.append(str(error))
+    (folder / f"{process}.json").write_text(json.dumps([decoded[: len(decoded) // 2], said]))
 
 
 def test_processes_share_the_survey(root: Path, tmp_path: Path) -> None:
     """Each of two processes decodes its own files, only the first lists the folder, and both get the same survey.
 
-    An error reaches both.
+    A refusal by the main process reaches both.
     """
     for i in range(3):
         (root / "shoe" / f"broken_{i}.png").write_bytes(b"no picture")
     alone = survey_images(
         root, configuration(root, max_unreadable_fraction=0.9), tmp_path / "x.safetensors", frozen=False, show=False
     )
-    (tmp_path / "share.py").write_text(SHARE)
-    for record, fraction in (("all.safetensors", 0.9), ("few.safetensors", 0.1)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-        command += [str(tmp_path / "share.py"), str(root), str(tmp_path / record), str(fraction)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
-        (first, one), (second, other) = (json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1))
-        assert sorted(first + second) == sorted(Path(x.name).name for x in alone) and len(first) - len(second) in (0, 1)
-        assert one == other
-        assert one == [list(x) for x in alone] if fraction == 0.9 else "4 of 7 files cannot be read" in one
-    assert list(read_record(tmp_path / "all.safetensors")) == list(alone)
+    start = multiprocessing.get_context("fork").Process
+    processes = [start(target=survey_as, args=(i, root, tmp_path), daemon=True) for i in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    (first, one), (second, other) = (json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1))
+    assert sorted(first + second) == sorted(Path(x.name).name for x in alone) and len(first) - len(second) in (0, 1)
+    assert one == other and one[0] == [list(x) for x in alone]
+    assert "4 of 7 files cannot be read" in one[1]
+    assert list(read_record(tmp_path / "0.9.safetensors")) == list(alone)
 
 
 def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
