@@ -1,6 +1,7 @@
 """Image sets of the `datasets` library: from the Hugging Face Hub, or from a folder with files in its formats."""
 
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk of a Data
 USUAL_LABEL = "label"
 ROWS_AT_A_TIME = 1000  # of which the paths are in memory as Python strings
 NO_NAME = ""
+UNUSABLE = re.compile(r"^$|^/|^\.\.|://")  # not relative to the folder
+UNTIDY = re.compile(r"//|(^|/)\.(/|$)|/$")  # what Path removes from a path
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,9 @@ def _rows(
 
 def _names(rows: "Dataset", column: str, root: str | None) -> Names:
     """The paths of the images relative to `root`, or indices if they have no such paths or not all are distinct."""
-    paths = Names.of(_relative(x, root) or NO_NAME for x in _paths(rows, column))
-    usable = not any(x == NO_NAME or os.path.isabs(x) or x.startswith("..") or "://" in x for x in paths)
-    if usable and len(set(paths)) == len(paths):
-        return Names.of(Path(x).as_posix() for x in paths)
+    paths = [_relative(x, root) or NO_NAME for x in _paths(rows, column)]
+    if not any(map(UNUSABLE.search, paths)) and len(set(paths)) == len(paths):
+        return Names.of(Path(x).as_posix() if UNTIDY.search(x) else x for x in paths)
     return Names.of(f"{i:06d}" for i in range(len(paths)))
 
 
