@@ -3,7 +3,7 @@
     python -m tests.by_hand.million --counts 1000,100000,1000000 --folder /tmp/million
 
 makes the names with hard links to a few hundred small files, and prints a line of JSON for each measurement; `--parts`
-chooses among survey, start, workers, stage2 and store. Each one runs in a process of its own, and the folder is removed
+chooses among survey, again, start, workers and stage2; each needs those before it, except again. Each one runs in a process of its own, and the folder is removed
 at the end. Memory is read from /proc/PID/smaps_rollup in bytes: `private` (USS), `share` (PSS) and `resident` (RSS).
 
 The script uses only what earlier versions have as well, so that it measures them, too:
@@ -81,22 +81,31 @@ def opened(folder: Path, count: int) -> tuple[sources.Splits, float]:
 
 
 def survey(folder: Path, count: int) -> dict[str, Any]:
-    """Survey all files, and mark the run as one that has begun to train."""
+    """Survey all files."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     splits, seconds = opened(folder, count)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    run = folder / f"run_{count}"
-    (run / "stage1" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    (run / "stage1" / "config.yaml").write_text("seed: 0\n")
-    record = sum(path.stat().st_size for path in (run / "survey").iterdir())
+    record = sum(path.stat().st_size for path in (folder / f"run_{count}" / "survey").iterdir())
     return {
         "seconds": seconds, "files_per_second": count / seconds, "record_bytes": record, "peak_growth": peak - before,
         **memory(psutil.Process()), "images": len(splits.train) + len(splits.validation),
     }  # fmt: skip
 
 
+def again(folder: Path, count: int) -> dict[str, Any]:
+    """Open the images again before training has begun, which lists the folder to find what has changed."""
+    return {"seconds": opened(folder, count)[1]}
+
+
+def begin_to_train(run: Path) -> None:
+    """Mark a run as one that has begun to train, so that its survey stands."""
+    (run / "stage1" / "checkpoints" / "step_00000001").mkdir(parents=True, exist_ok=True)
+    (run / "stage1" / "config.yaml").write_text("seed: 0\n")
+
+
 def start(folder: Path, count: int) -> dict[str, Any]:
     """Open the images of a run that has a survey, and load a first batch without workers."""
+    begin_to_train(folder / f"run_{count}")
     start_accelerator("stage1", "no")
     before = memory(psutil.Process())
     splits, seconds = opened(folder, count)
@@ -152,6 +161,7 @@ def stage2(folder: Path, count: int) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "survey": survey,
+    "again": again,
     "start": start,
     "workers": workers,
     "stage2": stage2,
