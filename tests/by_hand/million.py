@@ -2,9 +2,10 @@
 
     python -m tests.by_hand.million --counts 1000,100000,1000000 --folder /tmp/million
 
-makes the names with hard links to a few hundred small files, and prints a line of JSON for each measurement; `--parts`
-chooses among survey, again, start, workers and stage2; each needs those before it, except again. Each one runs in a process of its own, and the folder is removed
-at the end. Memory is read from /proc/PID/smaps_rollup in bytes: `private` (USS), `share` (PSS) and `resident` (RSS).
+makes the names with hard links to a few hundred small files, and prints a line of JSON for each measurement. `--parts`
+chooses among survey, again, start, workers and stage2; the last three need the survey. Each one runs in a process of
+its own, and the folder is removed at the end. Memory is read from /proc/PID/smaps in bytes by psutil: `private` (USS),
+`share` (PSS) and `resident` (RSS).
 
 The script uses only what earlier versions have as well, so that it measures them, too:
 `PYTHONPATH=OLD python tests/by_hand/million.py ...`.
