@@ -1,6 +1,7 @@
 """Image sets of each source: folders, shapes and torchvision."""
 
 import gzip
+import pickle
 import struct
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from vqvae2.config import ImagesConfig
@@ -132,6 +134,25 @@ def test_a_torchvision_set_without_parts_is_split(monkeypatch: pytest.MonkeyPatc
             image, label = FakeData()[int(name)]
             assert np.array_equal(part.load(i).permute(1, 2, 0).numpy(), np.asarray(image))
             assert part.labels[i] == int(label)
+
+
+def test_a_torchvision_folder_keeps_no_list_of_objects(tmp_path: Path):
+    """A dataset of torchvision that lists files gives the images of torchvision, from a list that workers share."""
+    paint(tmp_path, 10, "hat", "shoe")
+    config = ImagesConfig(source="torchvision:ImageFolder", root=str(tmp_path), size=4, validation_fraction=0.2)
+    train, validation = open_images(config, seed=0)
+    plain = torchvision.datasets.ImageFolder(str(tmp_path))
+    assert train.classes == ["hat", "shoe"] and sorted([*train.names, *validation.names]) == [
+        f"{i:06d}" for i in range(20)
+    ]
+    for images in (train, pickle.loads(pickle.dumps(train)), validation):
+        for i, name in enumerate(images.names):
+            image, label = plain[int(name)]
+            assert np.array_equal(images.load(i).permute(1, 2, 0).numpy(), np.asarray(image))
+            assert images.labels[i] == label
+    packed = train.load.load.dataset
+    assert packed.imgs is packed.samples and list(packed.samples) == plain.samples
+    assert not isinstance(packed.samples, list) and not isinstance(packed.targets, list)
 
 
 def test_an_unknown_torchvision_set_is_refused():

@@ -19,6 +19,7 @@ from vqvae2.images.folder import Listing, list_images, split
 from vqvae2.images.huggingface import Rows, open_rows
 from vqvae2.images.idx import class_names, idx_folder, read_idx
 from vqvae2.images.names import Chosen, Names, WithFlipped
+from vqvae2.images.samples import pack_samples
 from vqvae2.images.shapes import CLASSES, render
 
 SHAPES_TRAIN = 20_000
@@ -260,6 +261,7 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
 
 
 def _wrap(images: ImagesConfig, dataset: LabelledImages) -> ImageSet:
+    pack_samples(dataset)
     targets = getattr(dataset, "targets", None)
     labels = array("i", map(int, targets if targets is not None else (dataset[i][1] for i in range(len(dataset)))))
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
