@@ -283,7 +283,7 @@ def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
 
 
 def _subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
-    chosen = array("q", indices)
+    chosen = array("i", indices)
     labels = array("i", (images.labels[i] for i in chosen))
     return ImageSet(images.classes, labels, Chosen(images.names, chosen), Subset(images.load, chosen))
 

@@ -116,7 +116,7 @@ class Survey(Sequence[File]):
     @property
     def readable_names(self) -> Sequence[str]:
         """Names of the files that can be read."""
-        return Chosen(self.names, array("q", self.readable.tobytes())) if len(self.unreadable) else self.names
+        return Chosen(self.names, array("i", self.readable.tolist())) if len(self.unreadable) else self.names
 
 
 def record_path(run_dir: Path, part: str) -> Path:
