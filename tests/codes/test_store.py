@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,3 +356,16 @@ def test_all_records_as_arrays(path: Path):
         assert np.array_equal(arrays[name], torch.stack([x.codes[name] for x in records]).numpy())
     assert arrays["labels"].tolist() == [x.label for x in records]
     assert arrays["names"].tolist() == [x.name for x in records]
+
+
+def test_several_records_at_once(path: Path):
+    """Threads read the records in the requested order, also repeated ones; a damaged record is named."""
+    records = make_codes(HEADER)
+    with ThreadPoolExecutor(3) as threads:
+        for wanted in ([], [3], [5, 0, 5, 2, 1, 4, 3, 0, 1]):
+            found = CodeStore(path).read(wanted, threads)
+            assert len(found) == len(wanted)
+            assert all(same(x, records[i]) for x, i in zip(found, wanted, strict=True))
+        put(path, (2).to_bytes(8, "big"), b"damaged")
+        with pytest.raises(UserError, match="the record of image 2 is damaged"):
+            CodeStore(path).read([0, 1, 2, 3], threads)

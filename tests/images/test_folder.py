@@ -4,12 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.folder import list_folder, list_images, split
+from vqvae2.images.folder import Listing, list_folder, list_images, split
 from vqvae2.images.sources import open_images
+from vqvae2.run.seeding import keyed_generator
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -18,6 +20,11 @@ def touch(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
+
+
+def content(listing: Listing) -> tuple:
+    """Return the fields of a listing, labels and names as lists."""
+    return tuple(listing._replace(labels=list(listing.labels), names=list(listing.names)))
 
 
 def test_class_folders(tmp_path: Path):
@@ -35,7 +42,7 @@ def test_class_folders(tmp_path: Path):
 def test_flat_folder(tmp_path: Path):
     """Without class folders there are no classes and all labels are -1."""
     listing = list_folder(touch(tmp_path, "b.png", "a.bmp"))
-    assert listing == ([], [-1, -1], ["a.bmp", "b.png"], tmp_path, 0)
+    assert content(listing) == ([], [-1, -1], ["a.bmp", "b.png"], tmp_path, 0)
 
 
 def test_what_is_no_image_is_left_aside(tmp_path: Path):
@@ -50,7 +57,7 @@ def test_what_is_no_image_is_left_aside(tmp_path: Path):
         "empty/x.csv",
     ]
     listing = list_folder(touch(tmp_path, *names))
-    assert listing == (["hat"], [0], ["hat/a.png"], tmp_path, 3)
+    assert content(listing) == (["hat"], [0], ["hat/a.png"], tmp_path, 3)
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path):
@@ -72,9 +79,10 @@ def test_a_csv_file_names_images_and_labels(tmp_path: Path):
     """Paths in a CSV file are relative to it and classes are sorted; without a label column there are no classes."""
     path = tmp_path / "list.csv"
     path.write_text('path,label\nold/b.png,shoe\n"a, b.png",hat\n\nc.png,shoe\n')
-    assert list_images(path) == (["hat", "shoe"], [0, 1, 1], ["a, b.png", "c.png", "old/b.png"], tmp_path, 0)
+    expected = (["hat", "shoe"], [0, 1, 1], ["a, b.png", "c.png", "old/b.png"], tmp_path, 0)
+    assert content(list_images(path)) == expected
     path.write_text("path\nb.png\na.png\n")
-    assert list_images(path) == ([], [-1, -1], ["a.png", "b.png"], tmp_path, 0)
+    assert content(list_images(path)) == ([], [-1, -1], ["a.png", "b.png"], tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -161,3 +169,17 @@ def test_the_only_image_of_a_class_is_for_training(seed: int):
 def test_a_split_is_drawn_from_the_seed():
     """The same seed gives the same split, and another seed a different one."""
     assert split(LABELS, 80, seed=1) == split(LABELS, 80, seed=1) != split(LABELS, 80, seed=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_is_that_of_earlier_versions(seed: int):
+    """The split equals that of a plain loop over the images, so that older runs hold out the same images."""
+    labels = torch.randint(-1, 40, (3000,), generator=torch.Generator().manual_seed(seed)).square().tolist()
+    order = torch.randperm(len(labels), generator=keyed_generator(seed, "split")).tolist()
+    ranks, seen = {}, Counter()
+    for index in order:
+        ranks[index] = seen[labels[index]]
+        seen[labels[index]] += 1
+    by_rank = sorted(order, key=lambda index: ranks[index] / seen[labels[index]])
+    for count in (1, 700, 2850, 2999):
+        assert split(labels, count, seed) == (sorted(by_rank[:count]), sorted(by_rank[count:]))

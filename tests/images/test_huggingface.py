@@ -14,8 +14,11 @@ from tests.conftest import succeed, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
+from vqvae2.images.huggingface import open_rows
 from vqvae2.images.row_survey import row_surveyor, survey_rows
 from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
+from vqvae2.images.survey_record import record_path
+from vqvae2.images.survey_summary import describe
 
 datasets = pytest.importorskip("datasets", reason="needs the extra datasets")
 NAMES = ["hat", "shoe"]
@@ -204,37 +207,36 @@ def test_other_splits_that_do_not_fit_are_refused(pictures: Path, tmp_path: Path
         open_images(configuration(tmp_path / "untrained"), seed=0)
 
 
-def test_rows_that_cannot_be_read_are_skipped(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_that_cannot_be_read_are_skipped(pictures: Path, tmp_path: Path) -> None:
     """Unreadable rows are listed and skipped, up to max_unreadable_fraction; training then keeps its list of rows."""
     (pictures / "hat" / "2.png").write_bytes(b"no picture")
     rows = table(pictures)
     rows.save_to_disk(tmp_path / "data")
     images = configuration(tmp_path / "data", max_unreadable_fraction=0.1)
-    splits = open_images(images, 0, sift=row_surveyor(images, tmp_path, frozen=False, show=True))
+    record = record_path(tmp_path, "train")
+    survey = survey_rows(open_rows(images)[0], images, record, frozen=False, show=False)
+    said = describe(survey, images, record)
+    assert "9 images, 30x20 to 30x20 pixels" in said[0] and "1 files cannot be read and are skipped" in said[-1]
+    surveyed = row_surveyor(images, tmp_path, show=False)
+    splits = open_images(images, 0, sift=surveyed)
     assert len(content(*splits)) == 9 and "2.png" not in content(*splits)
-    said = capsys.readouterr().out
-    assert "9 images, 30x20 to 30x20 pixels" in said and "1 files cannot be read and are skipped" in said
     (line,) = (tmp_path / "survey" / "train_unreadable.txt").read_text().splitlines()
     assert line.startswith("2.png\t") and "row 1 (2.png): cannot be read as an image" in line
     strict = configuration(tmp_path / "data", max_unreadable_fraction=0.05)
     with pytest.raises(UserError, match="1 of 10 files cannot be read"):
-        open_images(strict, 0, sift=row_surveyor(strict, tmp_path, frozen=False, show=False))
-    frozen = row_surveyor(images, tmp_path, frozen=True, show=False)
-    assert open_images(images, 0, sift=frozen).train.names == splits.train.names
+        survey_rows(open_rows(strict)[0], strict, tmp_path / "strict", frozen=False, show=False)
     rows.select(range(9)).save_to_disk(tmp_path / "fewer")
     with pytest.raises(UserError, match="its rows are not those that this run was started with"):
-        open_images(configuration(tmp_path / "fewer"), 0, sift=frozen)
+        open_images(configuration(tmp_path / "fewer"), 0, sift=surveyed)
 
 
 def test_workers_survey_as_the_main_process_does(pictures: Path, tmp_path: Path) -> None:
     """Two workers find the same files."""
-    from vqvae2.images.huggingface import open_rows
-
     found = []
     for workers in (0, 2):
         images = configuration(pictures, workers=workers)
-        found.append(survey_rows(open_rows(images)[0], images, tmp_path / "x.json", frozen=False, show=False))
-    assert found[0] == found[1] and len(found[0].readable) == 10
+        found.append(survey_rows(open_rows(images)[0], images, tmp_path / "x", frozen=False, show=False))
+    assert list(found[0]) == list(found[1]) and len(found[0].readable) == 10
 
 
 def test_stages_run_on_a_data_set(pictures: Path, tmp_path: Path) -> None:

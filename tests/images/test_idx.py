@@ -45,7 +45,7 @@ def test_files_are_read_from_the_root_or_torchvisions_folder(tmp_path: Path, zip
     write(tmp_path / "data" / below, zipped)
     splits = open_images(config(tmp_path / "data", "torchvision:FashionMNIST"), seed=0)
     for images, part in zip(splits, PIXELS, strict=True):
-        assert images.labels == LABELS[part].tolist()
+        assert list(images.labels) == LABELS[part].tolist()
         assert all(np.array_equal(images.load(i)[0].numpy(), x) for i, x in enumerate(PIXELS[part]))
     assert splits.train.classes[0] == "T-shirt/top" and len(splits.train.classes) == 10
 

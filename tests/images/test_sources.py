@@ -1,6 +1,7 @@
 """Image sets of each source: folders, shapes and torchvision."""
 
 import gzip
+import pickle
 import struct
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from vqvae2.config import ImagesConfig
@@ -66,7 +68,7 @@ def test_a_validation_folder_is_used(tmp_path: Path):
     config = folder(tmp_path / "train", validation_root=str(tmp_path / "held_out"))
     train, validation = open_images(config, seed=0)
     assert len(train) == 9 and train.classes == validation.classes == ["boot", "hat", "shoe"]
-    assert validation.labels == [2, 2] and colours(validation) == {colour(0), colour(1)}
+    assert list(validation.labels) == [2, 2] and colours(validation) == {colour(0), colour(1)}
 
 
 @pytest.mark.parametrize("classes", [("shoe", "sock"), ()])
@@ -93,7 +95,7 @@ def test_fewer_images_on_request(tmp_path: Path):
 def test_shapes_splits_are_disjoint():
     """Training and validation pictures differ, and the labels cycle through all classes."""
     train, validation = open_images(ImagesConfig(source="shapes", size=16, max_images=64), seed=0)
-    assert len(train) == 64 and train.labels == [i % 8 for i in range(64)] and len(train.classes) == 8
+    assert len(train) == 64 and list(train.labels) == [i % 8 for i in range(64)] and len(train.classes) == 8
     seen = {train.load(i).numpy().tobytes() for i in range(64)}
     held_out = {validation.load(i).numpy().tobytes() for i in range(64)}
     assert len(seen) == len(held_out) == 64 and not seen & held_out
@@ -134,6 +136,25 @@ def test_a_torchvision_set_without_parts_is_split(monkeypatch: pytest.MonkeyPatc
             assert part.labels[i] == int(label)
 
 
+def test_a_torchvision_folder_keeps_no_list_of_objects(tmp_path: Path):
+    """A dataset of torchvision that lists files gives the images of torchvision, from a list that workers share."""
+    paint(tmp_path, 10, "hat", "shoe")
+    config = ImagesConfig(source="torchvision:ImageFolder", root=str(tmp_path), size=4, validation_fraction=0.2)
+    train, validation = open_images(config, seed=0)
+    plain = torchvision.datasets.ImageFolder(str(tmp_path))
+    assert train.classes == ["hat", "shoe"] and sorted([*train.names, *validation.names]) == [
+        f"{i:06d}" for i in range(20)
+    ]
+    for images in (train, pickle.loads(pickle.dumps(train)), validation):
+        for i, name in enumerate(images.names):
+            image, label = plain[int(name)]
+            assert np.array_equal(images.load(i).permute(1, 2, 0).numpy(), np.asarray(image))
+            assert images.labels[i] == label
+    packed = train.load.load.dataset
+    assert packed.imgs is packed.samples and list(packed.samples) == plain.samples
+    assert not isinstance(packed.samples, list) and not isinstance(packed.targets, list)
+
+
 def test_an_unknown_torchvision_set_is_refused():
     """A name that is not a torchvision dataset raises a UserError that quotes it."""
     for name in ("Nonsense", "mnist"):
@@ -164,7 +185,7 @@ def test_fashion_mnist(tmp_path: Path):
     assert len(train.classes) == len(sizes) == 10 and max(sizes) - min(sizes) <= 30
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, 28, 28)
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-    assert validation.labels == labels.tolist()
+    assert list(validation.labels) == labels.tolist()
     assert all(np.array_equal(validation.load(i).numpy(), pixels[i]) for i in (0, 17, count - 1))
 
 

@@ -14,7 +14,7 @@ from vqvae2.config import ImagesConfig
 from vqvae2.images.decode import Crop
 from vqvae2.images.loading import load_batches
 from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
-from vqvae2.images.survey import survey_images
+from vqvae2.images.survey import survey_images, surveyor
 from vqvae2.training.order import in_order
 
 SIZE = 8
@@ -57,6 +57,7 @@ def sources(folder: Path) -> dict[str, ImageSet]:
         "shapes": ImagesConfig(source="shapes", size=SIZE, max_images=5),
     }
     sets = {name: open_images(config, seed=0).train for name, config in opened.items()}
+    sets["surveyed"] = open_images(opened["subset"], seed=0, look=surveyor(opened["subset"], folder, show=False)).train
     return {**sets, "flipped": with_flipped_copies(sets["shapes"])}
 
 
@@ -73,10 +74,10 @@ def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:
         survey_images(
             root,
             ImagesConfig(source="folder", root=str(root), size=SIZE, workers=workers),
-            tmp_path / f"{workers}.json",
+            tmp_path / f"{workers}.safetensors",
             frozen=False,
             show=False,
         )
         for workers in (0, 2)
     ]
-    assert surveys[0] == surveys[1] and len(surveys[1].readable) == 8
+    assert list(surveys[0]) == list(surveys[1]) and len(surveys[1].readable) == 8

@@ -1,10 +1,12 @@
 """The survey of an image folder before training."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 
 from tests.conftest import succeed, write_config
@@ -12,7 +14,9 @@ from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images import survey as module
-from vqvae2.images.survey import describe, survey_images, surveyor
+from vqvae2.images.survey import survey_images, surveyor
+from vqvae2.images.survey_record import Survey, read_record, record_path
+from vqvae2.images.survey_summary import describe
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10), orientation: int = 1) -> None:
@@ -43,13 +47,14 @@ def configuration(root: Path, **fields: object) -> ImagesConfig:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: int) -> None:
     """Sizes are those of the upright images; the unreadable file is listed in a separate file and not as an image."""
-    images, record = configuration(root, workers=workers, max_unreadable_fraction=0.5), tmp_path / "survey" / "x.json"
+    images, record = configuration(root, workers=workers, max_unreadable_fraction=0.5), record_path(tmp_path, "x")
     survey = survey_images(root, images, record, frozen=False, show=False)
-    assert [(x.name, x.label, x.width, x.height) for x in survey.readable] == [
+    assert [(x.name, x.label, x.width, x.height) for x in survey if x.error is None] == [
         ("hat/a.jpg", 0, 20, 10),
         ("hat/turned.jpg", 0, 12, 30),
         ("shoe/c.png", 1, 40, 50),
     ]
+    assert list(survey.readable_names) == ["hat/a.jpg", "hat/turned.jpg", "shoe/c.png"]
     (line,) = (tmp_path / "survey" / "x_unreadable.txt").read_text().splitlines()
     assert line.startswith("hat/broken.jpg\t") and "cannot be read as an image" in line
     said = describe(survey, images, record)
@@ -63,46 +68,125 @@ def test_files_that_have_not_changed_are_not_decoded_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only files with a changed size or modification time are decoded again; deleted files are removed."""
-    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.safetensors"
     first = survey_images(root, images, record, frozen=False, show=False)
     decoded: list[str] = []
     read = module.read_image
     monkeypatch.setattr(module, "read_image", lambda path, *size: decoded.append(path.name) or read(path, *size))
-    assert survey_images(root, images, record, frozen=False, show=False) == first and decoded == []
+    again = survey_images(root, images, record, frozen=False, show=False)
+    assert list(again) == list(first) and decoded == []
     os.utime(root / "shoe" / "c.png", ns=(1, 1))
     picture(root / "hat" / "broken.jpg", (16, 16))
     (root / "hat" / "a.jpg").unlink()
     again = survey_images(root, images, record, frozen=False, show=False)
     assert sorted(decoded) == ["broken.jpg", "c.png"]
-    assert [x.name for x in again.readable] == ["hat/broken.jpg", "hat/turned.jpg", "shoe/c.png"]
+    assert list(again.readable_names) == ["hat/broken.jpg", "hat/turned.jpg", "shoe/c.png"]
     assert (tmp_path / "x_unreadable.txt").read_text() == ""
 
 
 def test_once_training_has_begun_the_list_stands(root: Path, tmp_path: Path) -> None:
     """A frozen survey does not change when files are added or deleted, or when the folder is moved."""
     images = configuration(root, max_unreadable_fraction=0.5)
-    before = surveyor(images, tmp_path / "run", frozen=False, show=False)(root)
+    before = surveyor(images, tmp_path / "run", show=False)(root)
     picture(root / "shoe" / "new.png")
     (root / "hat" / "a.jpg").unlink()
     moved = root.rename(tmp_path / "moved")
-    after = surveyor(configuration(moved), tmp_path / "run", frozen=True, show=False)(moved)
+    after = surveyor(configuration(moved), tmp_path / "run", show=False)(moved)
     assert after == before._replace(folder=moved)
 
 
 def test_too_many_unreadable_files_stop_the_run(root: Path, tmp_path: Path) -> None:
     """Too many unreadable files raise a UserError with the counts, the limit and the path of the list."""
     with pytest.raises(UserError, match=r"1 of 4 files cannot be read.*max_unreadable_fraction: 0\.2.*unreadable\.txt"):
-        survey_images(root, configuration(root), tmp_path / "x.json", frozen=False, show=False)
+        survey_images(root, configuration(root), tmp_path / "x.safetensors", frozen=False, show=False)
     assert "broken.jpg" in (tmp_path / "x_unreadable.txt").read_text()
 
 
 def test_damaged_record_is_made_again(root: Path, tmp_path: Path) -> None:
     """A damaged survey file is recreated, even if the survey is frozen."""
-    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.json"
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.safetensors"
     survey = survey_images(root, images, record, frozen=False, show=False)
-    record.write_text(record.read_text()[:50])
-    assert survey_images(root, images, record, frozen=True, show=False) == survey
-    assert json.loads(record.read_text())["ignored"] == 1
+    content = record.read_bytes()
+    for damaged in (content[:50], content[:-1], b"", content.replace(b"vqvae2 survey", b"another thing")):
+        record.write_bytes(damaged)
+        assert list(survey_images(root, images, record, frozen=True, show=False)) == list(survey)
+        assert record.read_bytes() == content
+
+
+def write_former_record(survey: Survey, path: Path) -> None:
+    """Write a survey as earlier versions did."""
+    files = [file._asdict() for file in survey]
+    content = {"root": survey.root, "classes": survey.classes, "ignored": survey.ignored, "files": files}
+    path.write_text(json.dumps(content, indent=0))
+
+
+def test_records_of_earlier_versions_are_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON file of an earlier version is used unchanged once training has started, and is replaced before that."""
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.safetensors"
+    (root / "hat" / os.fsdecode(b"M\xe4rz.png")).write_bytes((root / "shoe" / "c.png").read_bytes())
+    survey = survey_images(root, images, record, frozen=False, show=False)
+    write_former_record(survey, tmp_path / "x.json")
+    record.unlink()
+    monkeypatch.setattr(module, "read_image", lambda *given: pytest.fail("a file is decoded again"))
+    (tmp_path / "elsewhere").mkdir()
+    assert list(survey_images(tmp_path / "elsewhere", images, record, frozen=True, show=False)) == list(survey)
+    assert not record.exists()
+    assert list(survey_images(root, images, record, frozen=False, show=False)) == list(survey)
+    assert record.exists() and not (tmp_path / "x.json").exists()
+
+
+def test_classes_may_be_added_before_training(root: Path, tmp_path: Path) -> None:
+    """Files that have not changed get the labels of the new classes."""
+    images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.safetensors"
+    survey_images(root, images, record, frozen=False, show=False)
+    picture(root / "glove" / "g.png")
+    again = survey_images(root, images, record, frozen=False, show=False)
+    assert [(x.name, x.label) for x in again] == [
+        ("glove/g.png", 0), ("hat/a.jpg", 1), ("hat/broken.jpg", 1), ("hat/turned.jpg", 1), ("shoe/c.png", 2)
+    ]  # fmt: skip
+
+
+def survey_as(process: int, root: Path, folder: Path) -> None:
+    """Survey `root` as one of two processes, twice, and write what was decoded and found to a file of this process."""
+    os.environ |= {"RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getppid() % 20000)}
+    PartialState._reset_state()
+    state, decoded, read = PartialState(cpu=True), [], module.read_image
+    module.read_image = lambda path, *size: decoded.append(path.name) or read(path, *size)
+    if process != 0:
+        module.list_images = None
+    said: list[object] = []
+    for fraction in (0.9, 0.1):
+        images, record = configuration(root, max_unreadable_fraction=fraction), folder / f"{fraction}.safetensors"
+        try:
+            survey = survey_images(root, images, record, frozen=False, show=False, processes=state)
+            said.append([list(file) for file in survey])
+        except UserError as error:
+            said.append(str(error))
+    (folder / f"{process}.json").write_text(json.dumps([decoded[: len(decoded) // 2], said]))
+
+
+def test_processes_share_the_survey(root: Path, tmp_path: Path) -> None:
+    """Each of two processes decodes its own files, only the first lists the folder, and both get the same survey.
+
+    A refusal by the main process reaches both.
+    """
+    for i in range(3):
+        (root / "shoe" / f"broken_{i}.png").write_bytes(b"no picture")
+    alone = survey_images(
+        root, configuration(root, max_unreadable_fraction=0.9), tmp_path / "x.safetensors", frozen=False, show=False
+    )
+    start = multiprocessing.get_context("fork").Process
+    processes = [start(target=survey_as, args=(i, root, tmp_path), daemon=True) for i in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    (first, one), (second, other) = (json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1))
+    assert sorted(first + second) == sorted(Path(x.name).name for x in alone) and len(first) - len(second) in (0, 1)
+    assert one == other and one[0] == [list(x) for x in alone]
+    assert "4 of 7 files cannot be read" in one[1]
+    assert list(read_record(tmp_path / "0.9.safetensors")) == list(alone)
 
 
 def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
@@ -118,8 +202,7 @@ def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
     flags = ["--config", str(config), "--images.source", "folder", "--images.root", str(root)]
     out = succeed("stage1", *flags)
     assert "40 images, 32x16 to 32x16 pixels" in out and "1 files cannot be read and are skipped" in out
-    names = json.loads((tmp_path / "run" / "survey" / "train.json").read_text())["files"]
-    assert len(names) == 41
+    assert len(read_record(record_path(tmp_path / "run", "train"))) == 41
     (root / "hat" / "07.png").unlink()
     out = succeed("stage2", *flags, processes=2)
     store = CodeStore(tmp_path / "run" / "codes" / "train.lmdb")

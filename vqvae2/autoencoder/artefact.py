@@ -1,6 +1,7 @@
 """Build, describe and load the autoencoder that stage 1 trains."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ class TrainedAutoencoder:
 
 
 def describe_autoencoder(
-    config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: list[int], pixel_variance: float
+    config: AutoencoderConfig, images: ImagesConfig, classes: list[str], labels: Sequence[int], pixel_variance: float
 ) -> dict[str, Any]:
     """The content of model.json for an autoencoder; `labels` are the class indices of the training images."""
-    counts = Counter(labels)
+    counts: Counter[int] = Counter(labels)
     return {
         "kind": "autoencoder",
         "model": as_dict(config),

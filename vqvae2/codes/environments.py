@@ -1,14 +1,14 @@
 """Opening of LMDB environments: once per process, never shared across a fork, and only if the file is complete."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import lmdb
 
-from vqvae2.codes.format import HEADER_KEY, Header
+from vqvae2.codes.format import HEADER_KEY, Header, key_of
 from vqvae2.errors import UserError
 
 # LMDB does not allow a process to open a file twice, so all readers of a process share one environment for each file.
@@ -71,6 +71,12 @@ def get(environment: lmdb.Environment, key: bytes) -> bytes | None:
     """Return the value of a key, or None if the key does not exist."""
     with environment.begin() as transaction:
         return transaction.get(key)
+
+
+def get_all(environment: lmdb.Environment, indices: Sequence[int]) -> list[bytes | None]:
+    """Return the records of images, None where one does not exist. Other threads run while it waits for the disk."""
+    with environment.begin() as transaction:
+        return [transaction.get(key_of(index)) for index in indices]
 
 
 def read_header(path: Path) -> Header:

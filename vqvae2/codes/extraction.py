@@ -1,6 +1,7 @@
 """Extraction of codes: encode every image with the autoencoder and write its codes to a code store."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from vqvae2.images.loading import load_batches
 from vqvae2.images.sources import ImageSet
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.stopping import StopRequests
-from vqvae2.training.order import in_order
+from vqvae2.training.order import Item
 
 
 @torch.inference_mode()
@@ -52,18 +53,8 @@ def extract_codes(
         writer = CodeWriter(path, header) if accelerator.is_main_process else None
     written = torch.tensor(writer.written if writer else 0, device=accelerator.device)
     done = int(accelerator.reduce(written))  # a sum; only the main process has a nonzero value
-    share = batch_size // accelerator.num_processes
-    remaining = list(range(done, len(images)))
-    # Every process encodes the same number of images in each batch, as gather requires. The last image is repeated
-    # to pad the last batch.
-    padding = -len(remaining) % accelerator.num_processes
-    padded = remaining + remaining[-1:] * padding
-    batches = [padded[i : i + batch_size] for i in range(0, len(padded), batch_size)]
-    mine = []
-    for batch in batches:
-        part = len(batch) // accelerator.num_processes
-        start = accelerator.process_index * part
-        mine.append(in_order(batch[start : start + part], share)[0])
+    batches = Batches(done, len(images), batch_size, accelerator.num_processes)
+    mine = (batches.part(start, accelerator.process_index) for start in batches.starts)
 
     bar = tqdm(
         total=len(images),
@@ -73,14 +64,14 @@ def extract_codes(
         disable=not accelerator.is_main_process,
     )
     with bar, StopRequests() as requests:
-        for indices, batch in zip(batches, load_batches(images, mine, workers), strict=True):
+        for start, batch in zip(batches.starts, load_batches(images, mine, workers), strict=True):
             with accelerator.autocast():
                 codes = autoencoder.encode(batch.images.to(accelerator.device, non_blocking=True))
             gathered = {name: accelerator.gather(x.contiguous()).cpu() for name, x in codes.items()}
             taken = accelerator.gather(batch.indices.to(accelerator.device)).tolist()
             with refusals_reach_all(accelerator):
                 if writer:
-                    fresh = len(set(indices))  # without the repetitions of the last image
+                    fresh = min(batch_size, len(images) - start)  # without the repetitions of the last image
                     writer.write(
                         [
                             Codes({name: x[place] for name, x in gathered.items()}, images.labels[i], images.names[i])
@@ -93,7 +84,34 @@ def extract_codes(
     with refusals_reach_all(accelerator):
         if writer:
             writer.close()
-    return len(remaining)
+    return len(images) - done
+
+
+class Batches(NamedTuple):
+    """The batches of images that remain to be encoded; all processes get the same number of images of each.
+
+    Attributes:
+        done: number of images that have been encoded.
+        total: number of images.
+        size: number of images per batch, over all processes.
+        processes: number of processes, which divides `size`.
+    """
+
+    done: int
+    total: int
+    size: int
+    processes: int
+
+    @property
+    def starts(self) -> range:
+        """Index of the first image of each batch."""
+        return range(self.done, self.total, self.size)
+
+    def part(self, start: int, process: int) -> list[Item]:
+        """A process's part of the batch from `start` on; the last image is repeated to pad the last batch."""
+        length = -(-min(self.size, self.total - start) // self.processes)
+        first = start + process * length
+        return [Item(min(first + i, self.total - 1), 0, i) for i in range(length)]
 
 
 def open_codes(path: Path, autoencoder_sha256: str, model_path: Path) -> CodeStore:

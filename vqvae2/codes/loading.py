@@ -1,14 +1,17 @@
 """Loading of batches of codes for training and validation."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vqvae2.codes.store import CodeStore
+from vqvae2.codes.store import READERS, CodeStore
 from vqvae2.training.order import Item
+
+Loaded = tuple[dict[str, Tensor], int, int]
 
 
 class CodeBatch(NamedTuple):
@@ -25,16 +28,21 @@ class CodeBatch(NamedTuple):
     batch_indices: Tensor
 
 
-class _Records(Dataset):
-    def __init__(self, store: CodeStore):
+class _Records(Dataset[Loaded]):
+    def __init__(self, store: CodeStore, readers: ThreadPoolExecutor):
         self.store = store
+        self.readers = readers
 
-    def __getitem__(self, item: Item) -> tuple[dict[str, Tensor], int, int]:
+    def __getitem__(self, item: Item) -> Loaded:
         record = self.store[item.index]
         return record.codes, record.label, item.batch_index
 
+    def __getitems__(self, items: list[Item]) -> list[Loaded]:
+        records = self.store.read([item.index for item in items], self.readers)
+        return [(x.codes, x.label, item.batch_index) for x, item in zip(records, items, strict=True)]
 
-def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
+
+def _collate(items: list[Loaded]) -> CodeBatch:
     codes, labels, batch_indices = zip(*items, strict=True)
     stacked = {name: torch.stack([x[name] for x in codes]) for name in codes[0]}
     return CodeBatch(stacked, torch.tensor(labels), torch.tensor(batch_indices))
@@ -43,8 +51,8 @@ def _collate(items: list[tuple[dict[str, Tensor], int, int]]) -> CodeBatch:
 def load_code_batches(store: CodeStore, order: Iterable[list[Item]]) -> Iterator[CodeBatch]:
     """Yield the batches that `order` lists.
 
-    The training process loads them itself, since reading codes takes little time.
+    The training process loads them itself, since reading codes takes little time. Threads read the records of a batch.
     """
-    yield from DataLoader(
-        _Records(store), batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available()
-    )
+    with ThreadPoolExecutor(READERS, "codes") as readers:
+        records = _Records(store, readers)
+        yield from DataLoader(records, batch_sampler=order, collate_fn=_collate, pin_memory=torch.cuda.is_available())

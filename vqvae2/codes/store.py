@@ -1,16 +1,20 @@
 """Reading of a code store."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from operator import index as whole_number
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from vqvae2.codes.environments import get, open_to_read, read_header
+from vqvae2.codes.environments import get, get_all, open_to_read, read_header
 from vqvae2.codes.format import Codes, code_type, key_of, unpack
 from vqvae2.errors import UserError
+
+READERS = 4  # threads that read at a time; they wait where the store is larger than the page cache
 
 
 class CodeStore:
@@ -43,7 +47,17 @@ class CodeStore:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: index {index} is out of range for {len(self)} images")
         index %= len(self)
-        content = get(self._environment(), key_of(index))
+        return self._unpack(index, get(self._environment(), key_of(index)))
+
+    def read(self, indices: Sequence[int], threads: Executor) -> list[Codes]:
+        """Return several records; READERS of the threads wait for the disk at the same time."""
+        parts = [indices[first::READERS] for first in range(READERS)]
+        contents: list[bytes | None] = [None] * len(indices)
+        for first, part in enumerate(threads.map(partial(get_all, self._environment()), parts)):
+            contents[first::READERS] = part
+        return [self._unpack(index, content) for index, content in zip(indices, contents, strict=True)]
+
+    def _unpack(self, index: int, content: bytes | None) -> Codes:
         try:
             return unpack(content or b"", self.header.levels)
         except ValueError as error:

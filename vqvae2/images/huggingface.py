@@ -1,12 +1,16 @@
 """Image sets of the `datasets` library: from the Hugging Face Hub, or from a folder with files in its formats."""
 
 import os
+import re
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
+from vqvae2.images.names import Names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,6 +18,10 @@ if TYPE_CHECKING:
 HELD_OUT = ("validation", "test")  # the first of these splits that has labels is used
 SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk of a DatasetDict and of a Dataset
 USUAL_LABEL = "label"
+ROWS_AT_A_TIME = 1000  # of which the paths are in memory as Python strings
+NO_NAME = ""
+UNUSABLE = re.compile(r"^$|^/|^\.\.|://")  # not relative to the folder
+UNTIDY = re.compile(r"//|(^|/)\.(/|$)|/$")  # what Path removes from a path
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Rows:
     images: "Dataset"
     column: str
     classes: list[str]
-    labels: list[int]
-    names: list[str]
+    labels: "array[int]"
+    names: Names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -215,17 +223,26 @@ def _rows(
             f"{name}: split {part} has labels that split train lacks, such as {unknown[0]}: remove its rows"
         )
     encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    labels = [index[x] for x in texts] if classes else [-1] * len(rows)
+    labels = array("i", (index[x] for x in texts) if classes else [-1] * len(rows))
     return Rows(f"{name}, split {part}", encoded, column, classes, labels, _names(encoded, column, images.root))
 
 
-def _names(rows: "Dataset", column: str, root: str | None) -> list[str]:
+def _names(rows: "Dataset", column: str, root: str | None) -> Names:
     """The paths of the images relative to `root`, or indices if they have no such paths or not all are distinct."""
-    paths = rows.flatten().with_format(None)[f"{column}.path"][:]
-    if root is not None:
-        folder = os.path.abspath(root)
-        paths = [x and (os.path.relpath(x, folder) if os.path.isabs(x) else x) for x in paths]
-    usable = all(x and not os.path.isabs(x) and not x.startswith("..") and "://" not in x for x in paths)
-    if usable and len(set(paths)) == len(paths):
-        return [Path(x).as_posix() for x in paths]
-    return [f"{i:06d}" for i in range(len(paths))]
+    paths = [_relative(x, root) or NO_NAME for x in _paths(rows, column)]
+    if not any(map(UNUSABLE.search, paths)) and len(set(paths)) == len(paths):
+        return Names.of(Path(x).as_posix() if UNTIDY.search(x) else x for x in paths)
+    return Names.of(f"{i:06d}" for i in range(len(paths)))
+
+
+def _paths(rows: "Dataset", column: str) -> Iterator[str | None]:
+    for batch in rows.flatten().with_format(None).select_columns(f"{column}.path").iter(ROWS_AT_A_TIME):
+        yield from batch[f"{column}.path"]
+
+
+def _relative(path: str | None, root: str | None) -> str | None:
+    """A path relative to `root` if it is absolute and `root` is given."""
+    if root is None or not path or not os.path.isabs(path):
+        return path
+    start = os.path.join(os.path.abspath(root), "")
+    return path.removeprefix(start) if path.startswith(start) else os.path.relpath(path, start)

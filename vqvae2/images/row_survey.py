@@ -1,50 +1,48 @@
 """Survey of the rows of a data set of the `datasets` library before training, recorded as that of a folder."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import decode_image
 from vqvae2.images.huggingface import Rows
 from vqvae2.images.sources import Sift
-from vqvae2.images.survey_record import File, Survey, describe, read_record, upright_width_height, write_record
+from vqvae2.images.survey_record import File, Survey, read_record, record_path, upright_width_height, write_record
+from vqvae2.images.survey_work import from_main, look_at, merged, part_of
+from vqvae2.run.launch import ALONE, Together
 
-BATCH = 16  # rows that a worker checks at a time
 
-
-def row_surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> Sift:
-    """Return a function that surveys the rows of a part into the run's survey/ and returns the readable ones.
+def row_surveyor(images: ImagesConfig, run_dir: Path, show: bool) -> Sift:
+    """Return a function that returns the readable rows of a part in the run's survey, or surveys it if there is none.
 
     Args:
         images: the images section of the configuration.
         run_dir: path of the run directory.
-        frozen: whether training has started, so that the recorded list of rows is used.
-        show: whether to print a summary and show progress.
+        show: whether to show progress.
     """
 
     def sift(rows: Rows, part: str) -> list[int]:
-        record = run_dir / "survey" / f"{part}.json"
-        survey = survey_rows(rows, images, record, frozen, show)
-        if show and not frozen:
-            print("\n".join(describe(survey, images, record)), flush=True)
-        return [i for i, file in enumerate(survey.files) if file.error is None]
+        return survey_rows(rows, images, record_path(run_dir, part), frozen=True, show=show).readable.tolist()
 
     return sift
 
 
-def survey_rows(rows: Rows, images: ImagesConfig, record: Path, frozen: bool, show: bool) -> Survey:
+def survey_rows(
+    rows: Rows, images: ImagesConfig, record: Path, frozen: bool, show: bool, processes: Together = ALONE
+) -> Survey:
     """Decode every row, and write the survey to `record`.
+
+    Every process checks its part of the rows, and the main process writes the record.
 
     Args:
         rows: the rows.
         images: size, channels, background, workers and max_unreadable_fraction of the images.
-        record: path of the JSON file of the survey; a text file with the unreadable rows is written next to it.
+        record: path of the survey's record; a text file with the unreadable rows is written next to it.
         frozen: whether training has started, so that the survey in `record` is returned unchanged.
         show: whether to show progress.
+        processes: the processes that share the work.
 
     Raises:
         UserError: more than images.max_unreadable_fraction of the rows cannot be read, or the data set has other rows
@@ -52,24 +50,20 @@ def survey_rows(rows: Rows, images: ImagesConfig, record: Path, frozen: bool, sh
     """
     former = read_record(record)
     if frozen and former:
-        if [(x.name, x.label) for x in former.files] != list(zip(rows.names, rows.labels, strict=True)):
+        if not (former.names.same_as(rows.names) and former.columns["label"].tolist() == rows.labels.tolist()):
             raise UserError(
                 f"{rows.title}: its rows are not those that this run was started with ({record}): restore them, or "
                 "start a new run with another run_dir"
             )
         return former
-    looks = DataLoader(_Looks(rows, images), batch_size=BATCH, num_workers=images.workers, collate_fn=list)
-    files: list[File] = []
-    with tqdm(total=len(rows), desc=f"surveying {rows.title}", unit="file", disable=not show) as bar:
-        for batch in looks:
-            files += batch
-            bar.update(len(batch))
-    survey = Survey(rows.title, rows.classes, 0, files)
-    write_record(survey, images, record)
+    part = part_of(len(rows), processes)
+    files = look_at(_Looks(rows, images), part, images.workers, rows.title, show)
+    survey = merged(Survey.of(rows.title, rows.classes, 0, files), rows.names, processes)
+    from_main(lambda: write_record(survey, images, record), processes)
     return survey
 
 
-class _Looks(Dataset):
+class _Looks(Dataset[File]):
     def __init__(self, rows: Rows, images: ImagesConfig):
         self.rows = rows
         self.images = images
@@ -86,5 +80,5 @@ class _Looks(Dataset):
             decode_image(file, name, images.height_width, images.channels, colour)
             width, height = upright_width_height(file)
         except UserError as error:
-            return replace(row, error=str(error))
-        return replace(row, bytes=len(file) if isinstance(file, bytes) else 0, width=width, height=height)
+            return row._replace(error=str(error))
+        return row._replace(bytes=len(file) if isinstance(file, bytes) else 0, width=width, height=height)

@@ -1,7 +1,8 @@
 """Image sets of a run: their images, labels and names, from a folder, torchvision, Hugging Face or generated shapes."""
 
 import inspect
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -17,6 +18,8 @@ from vqvae2.images.decode import Crop, decode_image, read_image, to_tensor
 from vqvae2.images.folder import Listing, list_images, split
 from vqvae2.images.huggingface import Rows, open_rows
 from vqvae2.images.idx import class_names, idx_folder, read_idx
+from vqvae2.images.names import Chosen, Names, WithFlipped
+from vqvae2.images.samples import pack_samples
 from vqvae2.images.shapes import CLASSES, render
 
 SHAPES_TRAIN = 20_000
@@ -63,7 +66,7 @@ class Files:
 
     config: ImagesConfig
     folder: Path
-    names: list[str]
+    names: Sequence[str]
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         path, config = self.folder / self.names[index], self.config
@@ -99,7 +102,7 @@ class IdxDataset:
     """Grayscale images, uint8 (N, height, width), and labels, with items as those of a torchvision data set."""
 
     pixels: np.ndarray
-    targets: list[int]
+    targets: Sequence[int]
     classes: list[str]
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class Subset:
     """Loads the images of another set at the given indices."""
 
     load: Loader
-    indices: list[int]
+    indices: Sequence[int]
 
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         return self.load(self.indices[index], crop)
@@ -145,8 +148,8 @@ class ImageSet:
     """
 
     classes: list[str]
-    labels: list[int]
-    names: list[str]
+    labels: Sequence[int]
+    names: Sequence[str]
     load: Loader
     warned: set[str] = field(default_factory=set, compare=False)
 
@@ -195,8 +198,8 @@ def open_images(images: ImagesConfig, seed: int, look: Look = list_images, sift:
 
 
 def _shapes(images: ImagesConfig, seed: int, part: str, count: int) -> ImageSet:
-    labels = [i % len(CLASSES) for i in range(count)]
-    names = [f"{part}_{i:06d}" for i in range(count)]
+    labels = array("i", (i % len(CLASSES) for i in range(count)))
+    names = Names.of(f"{part}_{i:06d}" for i in range(count))
     return ImageSet(list(CLASSES), labels, names, DrawnShapes(images, seed, part))
 
 
@@ -213,7 +216,8 @@ def _folder(images: ImagesConfig, seed: int, look: Look) -> Splits:
             f"{images.validation_root}: its classes {held_out.classes} do not match those of {images.root}: "
             f"use folders or labels from {listing.classes}"
         )
-    labels = [listing.classes.index(held_out.classes[x]) if x != NO_LABEL else x for x in held_out.labels]
+    index = [listing.classes.index(name) for name in held_out.classes]
+    labels = array("i", (index[x] if x != NO_LABEL else x for x in held_out.labels))
     return Splits(train, _files(images, held_out._replace(classes=listing.classes, labels=labels)))
 
 
@@ -257,10 +261,12 @@ def _torchvision(images: ImagesConfig, seed: int) -> Splits:
 
 
 def _wrap(images: ImagesConfig, dataset: LabelledImages) -> ImageSet:
+    pack_samples(dataset)
     targets = getattr(dataset, "targets", None)
-    labels = [int(x) for x in (targets if targets is not None else (dataset[i][1] for i in range(len(dataset))))]
+    labels = array("i", map(int, targets if targets is not None else (dataset[i][1] for i in range(len(dataset)))))
     classes = [str(x) for x in getattr(dataset, "classes", sorted(set(labels)))]
-    return ImageSet(classes, labels, [f"{i:06d}" for i in range(len(dataset))], DatasetItems(images, dataset))
+    names = Names.of(f"{i:06d}" for i in range(len(dataset)))
+    return ImageSet(classes, labels, names, DatasetItems(images, dataset))
 
 
 def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
@@ -276,13 +282,13 @@ def _split(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
     return Splits(_subset(images, kept), _subset(images, held_out))
 
 
-def _subset(images: ImageSet, indices: list[int]) -> ImageSet:
-    labels, names = [images.labels[i] for i in indices], [images.names[i] for i in indices]
-    return ImageSet(images.classes, labels, names, Subset(images.load, indices))
+def _subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
+    chosen = array("i", indices)
+    labels = array("i", (images.labels[i] for i in chosen))
+    return ImageSet(images.classes, labels, Chosen(images.names, chosen), Subset(images.load, chosen))
 
 
 def with_flipped_copies(images: ImageSet) -> ImageSet:
     """Return the images followed by a horizontally flipped copy of each, with " flipped" appended to its name."""
-    names = images.names + [f"{name} flipped" for name in images.names]
-    load = WithFlippedCopies(images.load, len(images))
-    return ImageSet(images.classes, images.labels * 2, names, load, images.warned)
+    labels, load = array("i", images.labels) * 2, WithFlippedCopies(images.load, len(images))
+    return ImageSet(images.classes, labels, WithFlipped(images.names), load, images.warned)

@@ -5,36 +5,50 @@ again. Once training has started, the recorded list of files is used even if the
 """
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from vqvae2.config import Config, ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
-from vqvae2.images.row_survey import row_surveyor
+from vqvae2.images.huggingface import Rows, open_rows
+from vqvae2.images.row_survey import row_surveyor, survey_rows
 from vqvae2.images.sources import Splits, open_images
-from vqvae2.images.survey_record import File, Survey, describe, read_record, upright_width_height, write_record
+from vqvae2.images.survey_record import (
+    File,
+    Survey,
+    read_record,
+    record_path,
+    upright_width_height,
+    write_record,
+)
+from vqvae2.images.survey_summary import describe
+from vqvae2.images.survey_work import BATCH, from_main, look_at, merged, part_of
 from vqvae2.run.directory import recorded_configuration, stage_dir
-from vqvae2.run.launch import refusals_reach_all
+from vqvae2.run.launch import ALONE, Together, refusals_reach_all
 
-BATCH = 16  # files that a worker checks at a time
+CHANGED = -1  # place of a file that the former survey lacks or that has changed
 
 
-def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, show: bool) -> Survey:
+def survey_images(
+    root: Path, images: ImagesConfig, record: Path, frozen: bool, show: bool, processes: Together = ALONE
+) -> Survey:
     """Survey a folder or CSV file, or update the survey in `record`.
+
+    The main process lists the files, every process checks its part of them, and the main process writes the record.
 
     Args:
         root: path of a folder of images or of a CSV file.
         images: size, channels, background, workers and max_unreadable_fraction of the images.
-        record: path of the JSON file of the survey; a text file with the unreadable files is written next to it.
+        record: path of the survey's record; a text file with the unreadable files is written next to it.
         frozen: whether training has started, so that the survey in `record` is returned unchanged.
         show: whether to show progress.
+        processes: the processes that share the work.
 
     Raises:
         UserError: more than images.max_unreadable_fraction of the files cannot be read.
@@ -42,31 +56,28 @@ def survey_images(root: Path, images: ImagesConfig, record: Path, frozen: bool, 
     former = read_record(record)
     if frozen and former:
         return former
-    listing = list_images(root)
-    survey = Survey(str(root), listing.classes, listing.ignored, list(_look(root, listing, images, former, show)))
-    write_record(survey, images, record)
+    listing = from_main(lambda: list_images(root), processes)
+    files = _look(root, listing, part_of(len(listing.names), processes), images, former, show)
+    mine = Survey.of(str(root), listing.classes, listing.ignored, files)
+    survey = merged(mine, listing.names, processes)
+    from_main(lambda: write_record(survey, images, record), processes)
     return survey
 
 
-def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> Callable[[Path], Listing]:
-    """Return a function that surveys a folder into the run's survey/ and lists its readable files.
+def surveyor(images: ImagesConfig, run_dir: Path, show: bool) -> Callable[[Path], Listing]:
+    """Return a function that lists the readable files of a folder in the run's survey, or surveys it if there is none.
 
     Args:
         images: the images section of the configuration.
         run_dir: path of the run directory.
-        frozen: whether training has started, so that the recorded list of files is used.
-        show: whether to print a summary and show progress.
+        show: whether to show progress.
     """
 
     def look(root: Path) -> Listing:
-        assert images.root is not None  # required by source folder
-        record = run_dir / "survey" / ("train.json" if root == Path(images.root) else "validation.json")
-        survey = survey_images(root, images, record, frozen, show)
-        if show and not frozen:
-            print("\n".join(describe(survey, images, record)), flush=True)
-        files = survey.readable
+        survey = survey_images(root, images, _record(root, images, run_dir), frozen=True, show=show)
+        labels = array("i", survey.of_readable("label").tobytes())
         folder = root.parent if root.suffix.lower() == ".csv" else root
-        return Listing(survey.classes, [x.label for x in files], [x.name for x in files], folder, survey.ignored)
+        return Listing(survey.classes, labels, survey.readable_names, folder, survey.ignored)
 
     return look
 
@@ -74,18 +85,20 @@ def surveyor(images: ImagesConfig, run_dir: Path, frozen: bool, show: bool) -> C
 def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
     """Open the images of a run. Once stage 1 has started, they are the files that it was started with.
 
-    The main process makes the survey; the other processes read it.
+    All processes make the survey, and then read it; the main process is the first, since it may have to download.
     """
-    frozen = bool(recorded_configuration(stage_dir(config.run_dir, 1)))
-    hooks = (config.images, Path(config.run_dir), frozen, accelerator.is_main_process)
-    look, sift = surveyor(*hooks), row_surveyor(*hooks)
+    images, run_dir, show = config.images, Path(config.run_dir), accelerator.is_main_process
+    if not recorded_configuration(stage_dir(config.run_dir, 1)):
+        for survey, record in _survey_all(images, run_dir, accelerator):
+            accelerator.print("\n".join(describe(survey, images, record)), flush=True)
+    look, sift = surveyor(images, run_dir, show), row_surveyor(images, run_dir, show)
     splits = None
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
-            splits = open_images(config.images, config.seed, look, sift)
+            splits = open_images(images, config.seed, look, sift)
     with refusals_reach_all(accelerator):
         if splits is None:
-            splits = open_images(config.images, config.seed, look, sift)
+            splits = open_images(images, config.seed, look, sift)
             _check_readable(splits)
     assert splits is not None
     return splits
@@ -104,47 +117,82 @@ def _check_readable(splits: Splits) -> None:
         raise errors[0]
 
 
-def _look(root: Path, listing: Listing, images: ImagesConfig, former: Survey | None, show: bool) -> Iterator[File]:
-    known = {} if former is None else {(x.name, x.bytes, x.changed): x for x in former.files}
-    found: dict[str, File] = {}
-    fresh = []
-    for name, label in zip(listing.names, listing.labels, strict=True):
-        size, changed = _stamp(listing.folder / name)
-        if file := known.get((name, size, changed)):
-            found[name] = File(**{**asdict(file), "label": label})
+def _survey_all(images: ImagesConfig, run_dir: Path, accelerator: Accelerator) -> Iterator[tuple[Survey, Path]]:
+    """Make or update the surveys of all parts of the images, together; yield each and the path of its record."""
+    show = accelerator.is_main_process
+    if images.source == "folder":
+        for root in (images.root, images.validation_root):
+            if root is not None:
+                record = _record(Path(root), images, run_dir)
+                yield survey_images(Path(root), images, record, False, show, accelerator), record
+    elif images.source.startswith("huggingface"):
+        for part, rows in zip(("train", "validation"), _open_rows(images, accelerator), strict=True):
+            if rows is not None:
+                record = record_path(run_dir, part)
+                yield survey_rows(rows, images, record, False, show, accelerator), record
+
+
+def _open_rows(images: ImagesConfig, accelerator: Accelerator) -> tuple[Rows, Rows | None]:
+    """Open the rows in the main process, which may download them, and then in the others."""
+    opened = None
+    with refusals_reach_all(accelerator):
+        if accelerator.is_main_process:
+            opened = open_rows(images)
+    return opened or open_rows(images)
+
+
+def _record(root: Path, images: ImagesConfig, run_dir: Path) -> Path:
+    assert images.root is not None  # required by source folder
+    return record_path(run_dir, "train" if root == Path(images.root) else "validation")
+
+
+def _look(
+    root: Path, listing: Listing, part: range, images: ImagesConfig, former: Survey | None, show: bool
+) -> Iterator[File]:
+    """Yield the records of a part of the files, those of unchanged files from the former survey."""
+    places = array("q", _unchanged(listing, part, former) if former else [CHANGED] * len(part))
+    fresh = array("q", (index for index, place in zip(part, places, strict=True) if place == CHANGED))
+    found = look_at(_Files(listing, images), fresh, images.workers, str(root), show)
+    for index, place in zip(part, places, strict=True):
+        if former is None or place == CHANGED:
+            yield next(found)
         else:
-            fresh.append(File(name, label, size, changed))
-    looks = DataLoader(
-        _Files(listing.folder, fresh, images), batch_size=BATCH, num_workers=images.workers, collate_fn=list
-    )
-    with tqdm(total=len(fresh), desc=f"surveying {root}", unit="file", disable=not show or not fresh) as bar:
-        for batch in looks:
-            found |= {file.name: file for file in batch}
-            bar.update(len(batch))
-    return (found[name] for name in listing.names)
+            yield former[place]._replace(label=listing.labels[index])
 
 
-class _Files(Dataset):
-    def __init__(self, folder: Path, files: list[File], images: ImagesConfig):
-        self.folder = folder
-        self.files = files
+def _unchanged(listing: Listing, part: range, former: Survey) -> Iterator[int]:
+    """Yield the place of each file in the former survey, which is sorted as well, or CHANGED."""
+    place = 0
+    for index in part:
+        name = listing.names[index]
+        while place < len(former) and former.names[place] < name:
+            place += 1
+        known = place < len(former) and former.names[place] == name
+        stamp = (former.columns["bytes"][place], former.columns["changed"][place]) if known else None
+        yield place if known and _stamp(f"{listing.folder}/{name}") == stamp else CHANGED
+
+
+class _Files(Dataset[File]):
+    def __init__(self, listing: Listing, images: ImagesConfig):
+        self.listing = listing
         self.images = images
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.listing.names)
 
     def __getitem__(self, index: int) -> File:
-        file = self.files[index]
-        path = self.folder / file.name
+        name = self.listing.names[index]
+        path = self.listing.folder / name
+        file = File(name, self.listing.labels[index], *_stamp(path))
         try:
             read_image(path, self.images.height_width, self.images.channels, tuple(self.images.background))
             width, height = upright_width_height(path)
         except UserError as error:
-            return File(**{**asdict(file), "error": str(error)})
-        return File(**{**asdict(file), "width": width, "height": height})
+            return file._replace(error=str(error))
+        return file._replace(width=width, height=height)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path | str) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:

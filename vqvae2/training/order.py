@@ -1,6 +1,7 @@
 """Order of the training images: the batch of a step is a function of (seed, step) only."""
 
 import itertools
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class StepOrder(Sampler[list[Item]]):
     def __iter__(self) -> Iterator[list[Item]]:
         share = self.batch_size // (self.accumulation * self.processes)
         epoch = -1
-        permutation: list[int] = []
+        permutation = array("q")
         for step in itertools.count(self.first_step):
             for part in range(self.accumulation):
                 first = (part * self.processes + self.process) * share
@@ -61,7 +62,7 @@ class StepOrder(Sampler[list[Item]]):
                     place = step * self.batch_size + batch_index
                     if place // self.num_images != epoch:
                         epoch = place // self.num_images
-                        permutation = epoch_order(self.num_images, self.seed, epoch)
+                        permutation = array("q", epoch_order(self.num_images, self.seed, epoch))
                     items.append(Item(permutation[place % self.num_images], step, batch_index))
                 yield items
 
