@@ -1,7 +1,6 @@
 """Images of many formats, modes and orientations; skipped if their folder does not exist."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image, ImageCms
 from tests.conftest import ROOT, succeed, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.images.decode import read_image
+from vqvae2.images.survey_record import read_record, record_path
 
 RAW = ROOT.parent / "shared" / "data" / "raw_varied"
 SIDE = 64
@@ -77,9 +77,10 @@ def test_they_go_through_the_stages(tmp_path: Path):
     config = write_config(tmp_path, tmp_path / "run")
     flags = ["--config", str(config), "--images.source", "folder", "--images.root", str(RAW), "--images.workers", "1"]
     succeed("stage1", *flags, processes=2)
-    files = json.loads((tmp_path / "run" / "survey" / "train.json").read_text())["files"]
+    survey = read_record(record_path(tmp_path / "run", "train"))
+    assert survey is not None
     unreadable = sorted(path.name for path in RAW.glob("*") if spoilt(path))
-    assert sorted(file["name"] for file in files if file["error"]) == unreadable
+    assert sorted(file.name for file in survey if file.error) == unreadable
     succeed("stage2", *flags, processes=2)
     stores = [CodeStore(tmp_path / "run" / "codes" / f"{part}.lmdb") for part in ("train", "validation")]
     assert sorted(record.name for store in stores for record in store) == [path.name for path in READABLE]

@@ -46,11 +46,18 @@ def test_far_off_pixels_stay_finite():
     assert torch.isfinite(nats).all() and (nats > 1e4).all()
 
 
+class InMemory(list[Codes]):
+    """Records in memory, read as those of a CodeStore are."""
+
+    def read(self, indices: list[int], threads: object) -> list[Codes]:
+        return [self[i] for i in indices]
+
+
 def test_nats_per_code_by_enumeration():
     """The probabilities of all 2x2 grids of 3 codes sum to one, and the NLL of several grids is the mean of theirs."""
     prior = tiny_prior((2, 2), codes=3)
     grids = list(itertools.product(range(3), repeat=4))
-    store = [Codes({"own": torch.tensor(grid).view(2, 2)}, -1, "") for grid in grids]
+    store = InMemory(Codes({"own": torch.tensor(grid).view(2, 2)}, -1, "") for grid in grids)
     accelerator = Accelerator(cpu=True)
     nats = [4 * nats_per_code(prior, store, [i], 8, accelerator) for i in range(len(grids))]
     assert sum(math.exp(-x) for x in nats) == pytest.approx(1, abs=1e-9)
