@@ -3,6 +3,7 @@
 import csv
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_without_priors_the_likelihood_is_empty(tiny_run: tuple[Path, Path], tmp
     shown = Image.open(tmp_path / "out" / "pictures" / f"{table[0]['name']}.png")
     original = generator.read_image(tmp_path / "in" / table[0]["name"])[0].permute(1, 2, 0)
     assert torch.equal(torch.from_numpy(np.array(shown))[2:18, 2:34], original)
+
+
+def test_an_image_without_a_class_is_refused_if_there_is_no_unconditional_model(
+    tiny_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    write_images(tmp_path / "images", 2)
+    conditional = Generator.from_run(tiny_run[1])
+    for prior in conditional.priors.values():
+        prior.config = replace(prior.config, label_dropout=0.0)
+    with pytest.raises(UserError, match=r"broken.png: in no folder named as a class.*star"):
+        run(conditional, tmp_path / "images", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_invalid_folders_are_refused(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -52,9 +52,8 @@ def classes_to_choose(generator: Generator) -> list[tuple[str, Label]]:
     """Names and values of the classes that can be chosen, for `Settings.label`; empty without classes."""
     if not generator.classes:
         return []
-    can_be_hidden = all(prior.config.label_dropout > 0 for prior in generator.priors.values())
     others: list[tuple[str, Label]] = [("Any class", ANY_CLASS)]
-    others += [("No class", UNCONDITIONAL)] if can_be_hidden else []
+    others += [("No class", UNCONDITIONAL)] if generator.has_unconditional_model else []
     return others + [(name, i) for i, name in enumerate(generator.classes)]
 
 

@@ -120,11 +120,28 @@ def list_names(images: Path, output: Path) -> list[str]:
 
 
 def labels_of(generator: Generator, names: list[str]) -> list[str] | None:
-    """Class name of each image: its first folder if a class has that name, else "none" for the unconditional model."""
+    """Class name of each image: its first folder if a class has that name, else "none" for the unconditional model.
+
+    Raises:
+        UserError: an image has no class, and there is no unconditional model.
+    """
     if not generator.classes:
         return None
     first = [Path(name).parts[0] if "/" in name else "" for name in names]
-    return [name if name in generator.classes else UNCONDITIONAL for name in first]
+    labels = [name if name in generator.classes else UNCONDITIONAL for name in first]
+    if UNCONDITIONAL in labels and _needs_classes(generator):
+        raise UserError(
+            f"{names[labels.index(UNCONDITIONAL)]}: in no folder named as a class, and the priors were trained with "
+            f"label_dropout 0: put the images into folders of their classes ({', '.join(generator.classes[:10])})"
+        )
+    return labels
+
+
+def _needs_classes(generator: Generator) -> bool:
+    try:
+        return not generator.has_unconditional_model
+    except UserError:  # without priors, labels have no use
+        return False
 
 
 def _check_output(output: Path) -> None:

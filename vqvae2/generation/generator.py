@@ -216,6 +216,15 @@ class Generator:
         """
         return {name: prior.module for name, prior in self._priors.items()}
 
+    @property
+    def has_unconditional_model(self) -> bool:
+        """Whether the priors can be used without a label: without classes, or after training with label dropout.
+
+        Raises:
+            UserError: a prior is missing.
+        """
+        return not self.classes or all(prior.config.label_dropout > 0 for prior in self.priors.values())
+
     def fingerprint(self, priors: bool = True) -> str:
         """Hash of the weights of all models, or of the autoencoder alone, eight hexadecimal digits."""
         digests = [self._trained.sha256] + ([x.sha256 for x in self._priors.values()] if priors else [])
@@ -491,10 +500,8 @@ class Generator:
         Raises:
             UserError: a label or the guidance is not valid for this run.
         """
-        can_be_hidden = all(prior.config.label_dropout > 0 for prior in self.priors.values())
-        return choose_labels(
-            label, indices, seed, guidance, self.classes, self._trained.class_frequencies, can_be_hidden
-        )
+        frequencies = self._trained.class_frequencies
+        return choose_labels(label, indices, seed, guidance, self.classes, frequencies, self.has_unconditional_model)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
