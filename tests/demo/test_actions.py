@@ -32,11 +32,6 @@ class Recorder(Job):
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator.from_pretrained("mnist", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def picture(generator: Generator) -> torch.Tensor:
     return generator.sample(1, label=3, seed=4)
 

@@ -9,11 +9,6 @@ from vqvae2.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator.from_pretrained("mnist", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def codes(generator: Generator) -> dict[str, torch.Tensor]:
     return generator.encode(generator.sample(1, label=3, seed=4))
 

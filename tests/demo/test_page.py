@@ -154,11 +154,6 @@ def same(shown: list[np.ndarray], images: torch.Tensor) -> bool:
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator.from_pretrained("mnist", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def samples(generator: Generator) -> torch.Tensor:
     """The samples of `Visit.sample`."""
     return generator.sample(4, seed=3, batch_size=4)
@@ -247,14 +242,7 @@ def test_the_editor_gives_the_painted_layers_as_files() -> None:
 
 def test_a_chosen_area_is_completed_with_particles(visit: Visit, generator: Generator, samples: torch.Tensor) -> None:
     """The completions are those of the generator for copies of the picture."""
-    visit.sample()
-    visit.choose(1)
-    visit.tab("Complete")
-    visit.page.get_by_label("Area to sample").click()
-    visit.page.get_by_role("option", name="Bottom half").click()
-    visit.page.get_by_label("number input for Completions").fill("2")
-    visit.page.get_by_label("number input for Particles").fill("8")
-    visit.button("Complete").click()
+    begin_to_complete(visit, "Bottom half", "2", "8")
     visit.status("Done in")
     copies = samples[:1].expand(2, -1, -1, -1)
     assert same(visit.images(), generator.complete(copies, "top", particles=8, seed=3, batch_size=16))
@@ -350,16 +338,21 @@ def test_uploads_are_read_or_refused(visit: Visit, generator: Generator, tmp_pat
     visit.status("damaged.png: cannot be read as an image")
 
 
-def begin_long_request(visit: Visit) -> None:
-    """Begin to complete 16 times with 64 particles."""
+def begin_to_complete(visit: Visit, area: str, completions: str, particles: str) -> None:
+    """Begin to complete the first sample."""
     visit.sample()
     visit.choose(1)
     visit.tab("Complete")
     visit.page.get_by_label("Area to sample").click()
-    visit.page.get_by_role("option", name="Center").click()
-    visit.page.get_by_label("number input for Completions").fill("16")
-    visit.page.get_by_label("number input for Particles").fill("64")
+    visit.page.get_by_role("option", name=area).click()
+    visit.page.get_by_label("number input for Completions").fill(completions)
+    visit.page.get_by_label("number input for Particles").fill(particles)
     visit.button("Complete").click()
+
+
+def begin_long_request(visit: Visit) -> None:
+    """Begin to complete 16 times with 64 particles."""
+    begin_to_complete(visit, "Center", "16", "64")
     visit.status("Sampling:")
 
 

@@ -16,7 +16,7 @@ from vqvae2.config import Config, ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
-from vqvae2.images.huggingface import Rows, open_rows
+from vqvae2.images.huggingface import open_rows
 from vqvae2.images.row_survey import row_surveyor, survey_rows
 from vqvae2.images.sources import Splits, open_images
 from vqvae2.images.survey_record import (
@@ -28,7 +28,7 @@ from vqvae2.images.survey_record import (
     write_record,
 )
 from vqvae2.images.survey_summary import describe
-from vqvae2.images.survey_work import BATCH, from_main, look_at, merged, part_of
+from vqvae2.images.survey_work import BATCH, from_main, look_at, main_first, merged, part_of
 from vqvae2.run.directory import recorded_configuration, stage_dir
 from vqvae2.run.launch import ALONE, Together, refusals_reach_all
 
@@ -92,15 +92,10 @@ def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
         for survey, record in _survey_all(images, run_dir, accelerator):
             accelerator.print("\n".join(describe(survey, images, record)), flush=True)
     look, sift = surveyor(images, run_dir, show), row_surveyor(images, run_dir, show)
-    splits = None
+    splits = main_first(lambda: open_images(images, config.seed, look, sift), accelerator)
     with refusals_reach_all(accelerator):
-        if accelerator.is_main_process:
-            splits = open_images(images, config.seed, look, sift)
-    with refusals_reach_all(accelerator):
-        if splits is None:
-            splits = open_images(images, config.seed, look, sift)
+        if not accelerator.is_main_process:
             _check_readable(splits)
-    assert splits is not None
     return splits
 
 
@@ -126,19 +121,11 @@ def _survey_all(images: ImagesConfig, run_dir: Path, accelerator: Accelerator) -
                 record = _record(Path(root), images, run_dir)
                 yield survey_images(Path(root), images, record, False, show, accelerator), record
     elif images.source.startswith("huggingface"):
-        for part, rows in zip(("train", "validation"), _open_rows(images, accelerator), strict=True):
+        opened = main_first(lambda: open_rows(images), accelerator)
+        for part, rows in zip(("train", "validation"), opened, strict=True):
             if rows is not None:
                 record = record_path(run_dir, part)
                 yield survey_rows(rows, images, record, False, show, accelerator), record
-
-
-def _open_rows(images: ImagesConfig, accelerator: Accelerator) -> tuple[Rows, Rows | None]:
-    """Open the rows in the main process, which may download them, and then in the others."""
-    opened = None
-    with refusals_reach_all(accelerator):
-        if accelerator.is_main_process:
-            opened = open_rows(images)
-    return opened or open_rows(images)
 
 
 def _record(root: Path, images: ImagesConfig, run_dir: Path) -> Path:

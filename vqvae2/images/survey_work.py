@@ -28,6 +28,16 @@ def from_main(make: Callable[[], T], processes: Together) -> T:
     return broadcast_object_list([made])[0]
 
 
+def main_first(make: Callable[[], T], processes: Together) -> T:
+    """Call `make` in the main process, which may download or write what it needs, and then in the others."""
+    made: list[T] = []
+    for is_turn in (processes.is_main_process, not processes.is_main_process):
+        with refusals_reach_all(processes):
+            if is_turn:
+                made.append(make())
+    return made[0]
+
+
 def part_of(count: int, processes: Together) -> range:
     """Indices of the files that this process checks: every n-th file, so that all parts take about the same time."""
     return range(processes.process_index, count, processes.num_processes)
