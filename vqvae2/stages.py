@@ -18,8 +18,8 @@ from vqvae2.codes.loading import CodeBatch, load_code_batches
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import UserError
 from vqvae2.generation.start import recorded_start, start_autoencoder, start_prior
+from vqvae2.images.image_sets import Splits, with_flipped_copies
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
-from vqvae2.images.sources import Splits, with_flipped_copies
 from vqvae2.images.survey import open_surveyed
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
 from vqvae2.prior.likelihood import nats_per_code

@@ -15,8 +15,9 @@ from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.huggingface import open_rows
+from vqvae2.images.image_sets import ImageSet, with_flipped_copies
 from vqvae2.images.row_survey import row_surveyor, survey_rows
-from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
+from vqvae2.images.sources import open_images
 from vqvae2.images.survey_record import record_path
 from vqvae2.images.survey_summary import describe
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop, to_tensor
+from vqvae2.images.image_sets import ImageSet
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
-from vqvae2.images.sources import ImageSet, open_images
+from vqvae2.images.sources import open_images
 from vqvae2.training.order import Item, StepOrder, in_order
 
 

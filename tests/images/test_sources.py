@@ -14,7 +14,8 @@ from PIL import Image
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.sources import SHAPES_TRAIN, ImageSet, open_images, with_flipped_copies
+from vqvae2.images.image_sets import ImageSet, with_flipped_copies
+from vqvae2.images.sources import SHAPES_TRAIN, open_images
 
 FASHION_MNIST = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.images.decode import Crop
+from vqvae2.images.image_sets import ImageSet, with_flipped_copies
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import ImageSet, open_images, with_flipped_copies
+from vqvae2.images.sources import open_images
 from vqvae2.images.survey import survey_images, surveyor
 from vqvae2.training.order import in_order
 

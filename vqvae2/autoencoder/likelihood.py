@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.images.convert import to_float
+from vqvae2.images.image_sets import ImageSet
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import ImageSet
 from vqvae2.run.precision import widest_float
 from vqvae2.training.order import in_order
 from vqvae2.training.window import share_of, validation_window

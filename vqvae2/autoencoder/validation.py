@@ -11,8 +11,8 @@ from vqvae2.config import AutoencoderConfig, level_grids
 from vqvae2.images.convert import to_uint8
 from vqvae2.images.distances import mse, psnr
 from vqvae2.images.grids import save_grid
+from vqvae2.images.image_sets import ImageSet
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import ImageSet
 from vqvae2.run.precision import widest_float
 from vqvae2.training.order import in_order
 from vqvae2.training.window import share_of, validation_window

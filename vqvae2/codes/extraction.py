@@ -12,8 +12,8 @@ from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.store import CodeStore
 from vqvae2.codes.writer import CodeWriter
 from vqvae2.errors import StoppedError, UserError
+from vqvae2.images.image_sets import ImageSet
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import ImageSet
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.stopping import StopRequests
 from vqvae2.training.order import Item

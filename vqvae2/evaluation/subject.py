@@ -19,8 +19,8 @@ from vqvae2.evaluation.classifier import LabelledBatch
 from vqvae2.generation.generator import Generator
 from vqvae2.generation.samples import Written, read_sample
 from vqvae2.images.decode import Crop
+from vqvae2.images.image_sets import NO_LABEL, ImageSet, Splits
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
 from vqvae2.images.survey import open_surveyed
 from vqvae2.run.directory import codes_path
 from vqvae2.training.order import Item, StepOrder, in_order

@@ -16,7 +16,7 @@ from vqvae2.family.evaluation import classifier_on, figures_of
 from vqvae2.family.members import MEMBERS
 from vqvae2.family.page import write_page
 from vqvae2.family.training import load_member, model_dir, train_member
-from vqvae2.images.sources import Splits
+from vqvae2.images.image_sets import Splits
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.launch import refusals_reach_all, start_accelerator
 from vqvae2.run.lock import locked_by_main

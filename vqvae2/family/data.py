@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vqvae2.family.config import FamilyConfig
 from vqvae2.images.decode import Crop
+from vqvae2.images.image_sets import ImageSet, Splits
 from vqvae2.images.loading import ImageBatch, load_batches
-from vqvae2.images.sources import ImageSet, Splits, open_images
+from vqvae2.images.sources import open_images
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.order import in_order
 from vqvae2.training.window import share_of

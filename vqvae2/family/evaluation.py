@@ -17,8 +17,8 @@ from vqvae2.family.data import InMemory, numbered_batches
 from vqvae2.family.member import Member
 from vqvae2.family.pictures import save_pictures
 from vqvae2.family.training import means_over_processes, model_dir
+from vqvae2.images.image_sets import NO_LABEL, ImageSet, Splits
 from vqvae2.images.loading import load_batches
-from vqvae2.images.sources import NO_LABEL, ImageSet, Splits
 from vqvae2.run.directory import make_dir
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.precision import widest_float

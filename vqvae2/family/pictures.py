@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae2.family.member import Member
 from vqvae2.images.grids import save_grid, save_image
-from vqvae2.images.sources import ImageSet, Splits
+from vqvae2.images.image_sets import ImageSet, Splits
 from vqvae2.training.window import validation_window
 
 COLUMNS = 8  # pictures in a row

@@ -14,8 +14,8 @@ from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import numbered_batches
 from vqvae2.family.member import Member, Setting
 from vqvae2.family.members import MEMBERS
+from vqvae2.images.image_sets import Splits
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
-from vqvae2.images.sources import Splits
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.model_files import export_model, load_weights, read_description, read_weights
 from vqvae2.run.precision import widest_float

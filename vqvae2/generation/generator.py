@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import UserError
 from vqvae2.generation import hub
+from vqvae2.generation.batches import CodesSoFar, sample_batch
 from vqvae2.generation.card import origin_of_folder, origin_of_run
 from vqvae2.generation.controls import UNCONDITIONAL, ByLevel, Label, at_least, choose_labels, controls_of
 from vqvae2.generation.likelihood import ImageLikelihood, evaluated_variance, image_likelihood
@@ -25,12 +26,8 @@ from vqvae2.images.decode import read_image
 from vqvae2.images.masks import fill
 from vqvae2.prior.artefact import TrainedPrior, load_prior
 from vqvae2.prior.kept import Kept, keep_coarser, keep_region, region_mask
-from vqvae2.prior.particles import Particles
 from vqvae2.prior.prior import Prior
-from vqvae2.prior.sampling import Controls, image_uniforms, sample_levels
-from vqvae2.prior.waves import num_waves
-from vqvae2.run.precision import has_fast_bf16, widest_float
-from vqvae2.run.seeding import keyed_generator
+from vqvae2.run.precision import has_fast_bf16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -372,6 +369,10 @@ class Generator:
         indices = range(first_image, first_image + num_images)
         labels = self.labels(label, indices, seed, guidance)
         controls = {name: controls_of(name, temperature, top_k, top_p, guidance) for name in self.autoencoder.names}
+
+        def show(codes_so_far: CodesSoFar) -> None:
+            watch(lambda: self._decode(codes_so_far()))
+
         images = []
         for start in range(0, num_images, at_a_time):
             part = [indices[min(start + i, num_images - 1)] for i in range(at_a_time)]
@@ -380,8 +381,19 @@ class Generator:
                 name: x if len(x.codes) == 1 else x._replace(codes=x.codes[[i - first_image for i in part]])
                 for name, x in (kept or {}).items()
             }
-            made, shares = self._sample_batch(part, part_labels, controls, part_kept, seed, particles, progress, watch)
-            images.append(made[: num_images - start])
+            codes, shares = sample_batch(
+                self._sampling_priors,
+                part,
+                part_labels,
+                controls,
+                part_kept,
+                seed,
+                particles,
+                self.device,
+                progress,
+                show,
+            )
+            images.append(self.decode(codes)[: num_images - start])
             if shares is not None:
                 survival(shares[: num_images - start])
         return torch.cat(images)
@@ -429,49 +441,6 @@ class Generator:
     def read_image(self, path: str | Path) -> Tensor:
         """Read an image file in the size and channels of this run: uint8 (1, C, H, W)."""
         return read_image(Path(path), self._trained.height_width, self._trained.channels)[None]
-
-    def _sample_batch(
-        self,
-        indices: list[int],
-        labels: Tensor | None,
-        controls: dict[str, Controls],
-        kept: dict[str, Kept],
-        seed: int,
-        num_particles: int,
-        progress: Callable[[int], object],
-        watch: Callable[[Callable[[], Tensor]], object],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sample the images with these numbers: the images, and the share of surviving particles of each."""
-        wide = widest_float(self.device)
-        priors = self._sampling_priors
-        uniforms, resampling = {}, {}
-        for name, prior in priors.items():
-            positions = prior.grid.height * prior.grid.width
-            rows = [image_uniforms(seed, i, name, positions, p) for i in indices for p in range(num_particles)]
-            uniforms[name] = torch.stack(rows).to(self.device, wide)
-            resampling[name] = self._uniforms(seed, "resample", indices, name, num_waves(prior))
-
-        def watch_codes(codes_so_far: Callable[[], dict[str, Tensor]]) -> None:
-            watch(lambda: self._decode({name: x[::num_particles] for name, x in codes_so_far().items()}))
-
-        sample = partial(sample_levels, priors, uniforms, progress=progress, watch=watch_codes)
-        if num_particles == 1:
-            return self.decode(sample(labels, controls, kept)), None
-        labels = None if labels is None else labels.repeat_interleave(num_particles)
-        kept = {
-            name: x if len(x.codes) == 1 else x._replace(codes=x.codes.repeat_interleave(num_particles, dim=0))
-            for name, x in kept.items()
-        }
-        particles = Particles(len(indices), num_particles, resampling)
-        codes = sample(labels, controls, kept, particles=particles)
-        chosen = particles.choose(self._uniforms(seed, "choose", indices, "", 1)[:, 0])
-        return self.decode({name: x[chosen] for name, x in codes.items()}), particles.surviving().cpu()
-
-    def _uniforms(self, seed: int, what: str, indices: list[int], level: str, count: int) -> Tensor:
-        """Uniform numbers (images, count) that depend on the seed, the image's number and the level only."""
-        generators = (keyed_generator(seed, what, i, level) for i in indices)
-        rows = [torch.rand(count, dtype=torch.float64, generator=x) for x in generators]
-        return torch.stack(rows).to(self.device, widest_float(self.device))
 
     def log_likelihood(self, images: Tensor, labels: Sequence[Label] | Tensor | None = None) -> ImageLikelihood:
         """Likelihood of images, uint8 (B, C, H, W): nats of the codes of each level and bits per dimension.

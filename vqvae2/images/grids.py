@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-import torch
+import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+
+LINE = 2  # pixels between images
+WHITE = 255
 
 
 def save_image(image: Tensor, path: Path) -> None:
@@ -16,5 +19,10 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 images (B, C, H, W), row by row, as a grid in one PNG file."""
-    save_image(make_grid(images.cpu(), nrow=columns, padding=2, pad_value=255).to(torch.uint8), path)
+    """Write uint8 images (B, C, H, W), row by row, as a grid with white lines in one PNG file."""
+    columns = min(columns, len(images))
+    missing = -len(images) % columns
+    tiles = F.pad(images.cpu(), (0, LINE, 0, LINE), value=WHITE)  # (B, C, H + 2, W + 2)
+    tiles = F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, missing), value=WHITE)
+    grid = rearrange(tiles, "(rows columns) c h w -> c (rows h) (columns w)", columns=columns)
+    save_image(F.pad(grid, (LINE, 0, LINE, 0), value=WHITE), path)

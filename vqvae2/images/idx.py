@@ -5,7 +5,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torchvision.datasets
 
 from vqvae2.errors import UserError
 
@@ -41,18 +40,6 @@ def read_idx(folder: Path, part: str) -> tuple[np.ndarray, list[int]]:
             f"{folder}: {len(images)} images but {len(labels)} labels of {PREFIXES[part]}: replace the files"
         )
     return images, labels
-
-
-def class_names(name: str, labels: list[int]) -> list[str]:
-    """Names of the classes of one of KIN, as in torchvision.
-
-    Raises:
-        UserError: a label has no name.
-    """
-    names = [str(x) for x in getattr(torchvision.datasets, name).classes]
-    if labels and max(labels) >= len(names):
-        raise UserError(f"{name}: label {max(labels)} is not valid: its labels are 0 to {len(names) - 1}")
-    return names
 
 
 def _existing(folder: Path, prefix: str, suffix: str) -> Path | None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop
-from vqvae2.images.sources import ImageSet
+from vqvae2.images.image_sets import ImageSet
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.order import Item
 

@@ -1,7 +1,6 @@
 """Structural similarity between images and their reconstructions, both uint8 (B, C, H, W)."""
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vqvae2.run.precision import widest_float
 
@@ -13,6 +12,8 @@ def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor:
 
     The mean is taken over all pixels around which the whole window lies inside the image.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
     images, edge = (reconstructions.float(), originals.float()), SSIM_WINDOW // 2
     _, maps = structural_similarity_index_measure(*images, data_range=255.0, reduction="none", return_full_image=True)
     return maps[..., edge:-edge, edge:-edge].to(widest_float(maps.device)).mean(dim=(1, 2, 3))

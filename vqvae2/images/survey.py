@@ -17,8 +17,9 @@ from vqvae2.errors import UserError
 from vqvae2.images.decode import read_image
 from vqvae2.images.folder import Listing, list_images
 from vqvae2.images.huggingface import open_rows
+from vqvae2.images.image_sets import Splits
 from vqvae2.images.row_survey import row_surveyor, survey_rows
-from vqvae2.images.sources import Splits, open_images
+from vqvae2.images.sources import open_images
 from vqvae2.images.survey_record import (
     File,
     Survey,

@@ -1,0 +1,102 @@
+"""Sets of images of one size with their labels and names, and sets made of others."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from vqvae2.config import ImagesConfig
+from vqvae2.errors import UserError
+from vqvae2.images.decode import Crop
+from vqvae2.images.folder import split
+from vqvae2.images.names import Chosen, WithFlipped
+
+NO_LABEL = -1
+
+
+class Loader(Protocol):
+    """A callable that loads one image of a set as uint8 (C, H, W).
+
+    It is a class rather than a closure because worker processes that are not forked receive it by pickle.
+    """
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Loads the images of another set at the given indices."""
+
+    load: Loader
+    indices: Sequence[int]
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        return self.load(self.indices[index], crop)
+
+
+@dataclass(frozen=True)
+class WithFlippedCopies:
+    """Loads the `count` images of another set, followed by a horizontally flipped copy of each."""
+
+    load: Loader
+    count: int
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        image = self.load(index % self.count, crop)
+        return image if index < self.count else image.flip(-1)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size with their labels and names.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels; empty if there are no classes.
+        labels: class index of each image, NO_LABEL if there are no classes.
+        names: name of each image: its path relative to the folder, or a name with its index.
+        load: loads the image of an index, or a crop of it, as uint8 (C, H, W).
+        warned: warnings about unreadable images that have been printed.
+    """
+
+    classes: list[str]
+    labels: Sequence[int]
+    names: Sequence[str]
+    load: Loader
+    warned: set[str] = field(default_factory=set, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Splits(NamedTuple):
+    """The training and the validation images of a run."""
+
+    train: ImageSet
+    validation: ImageSet
+
+
+def hold_out(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
+    """Hold out `validation_fraction` of the images for validation."""
+    held_out_count = round(len(images) * config.validation_fraction)
+    if not 0 < held_out_count < len(images):
+        raise UserError(
+            f"images.validation_fraction: {config.validation_fraction} of {len(images)} images holds out "
+            f"{held_out_count}: training and validation need at least one image each: use more images or another "
+            "fraction"
+        )
+    kept, held_out = split(images.labels, len(images) - held_out_count, seed)
+    return Splits(subset(images, kept), subset(images, held_out))
+
+
+def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
+    chosen = array("i", indices)
+    labels = array("i", (images.labels[i] for i in chosen))
+    return ImageSet(images.classes, labels, Chosen(images.names, chosen), Subset(images.load, chosen))
+
+
+def with_flipped_copies(images: ImageSet) -> ImageSet:
+    """Return the images followed by a horizontally flipped copy of each, with " flipped" appended to its name."""
+    labels, load = array("i", images.labels) * 2, WithFlippedCopies(images.load, len(images))
+    return ImageSet(images.classes, labels, WithFlipped(images.names), load, images.warned)
