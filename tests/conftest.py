@@ -100,26 +100,39 @@ def wait_until(holds: Callable[[], object], what: str, seconds: float = 120) -> 
         time.sleep(0.05)
 
 
-def succeed(pipeline: str, *arguments: str, **options: int) -> str:
-    """Run a pipeline with `call`, assert that it succeeds, and return its standard output."""
-    result = call(pipeline, *arguments, **options)
+def launch(pipeline: str, *arguments: str, processes: int | None = None) -> str:
+    """Run a pipeline in a subprocess as users do, assert that it succeeds, and return its standard output."""
+    result = call(pipeline, *arguments, processes=processes)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-def refusal(pipeline: str, *arguments: str) -> str:
-    """Run a pipeline in this process, assert that it fails without a traceback, and return its short error message."""
-    said, former = io.StringIO(), sys.argv
+def run_here(pipeline: str, *arguments: str) -> tuple[int, str, str]:
+    """Run a pipeline in this process, which has PyTorch imported; return its exit code, output and error output."""
+    out, said, former = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [f"{pipeline}.py", *arguments]
     try:
-        with pytest.raises(SystemExit) as ended, redirect_stderr(said), redirect_stdout(io.StringIO()):
+        with pytest.raises(SystemExit) as ended, redirect_stderr(said), redirect_stdout(out):
             runpy.run_path(str(ROOT / "pipelines" / f"{pipeline}.py"), run_name="__main__")
     finally:
         sys.argv = former
-    message = said.getvalue()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out.getvalue(), said.getvalue()
+
+
+def succeed(pipeline: str, *arguments: str) -> str:
+    """Run a pipeline in this process, assert that it succeeds, and return its standard output."""
+    code, out, said = run_here(pipeline, *arguments)
+    assert code == 0, out + said
+    return out
+
+
+def refusal(pipeline: str, *arguments: str) -> str:
+    """Run a pipeline in this process, assert that it fails without a traceback, and return its short error message."""
+    code, _, message = run_here(pipeline, *arguments)
     bars = ("step/s]", "file/s]", "image/s]")  # progress bars are drawn again now and then
     lines = [line for line in message.splitlines() if line.strip() and not line.endswith(bars)]
-    assert ended.value.code in (1, 2) and "Traceback" not in message and 1 <= len(lines) <= 3, message
+    assert code in (1, 2) and "Traceback" not in message and 1 <= len(lines) <= 3, message
     return message
 
 
@@ -150,7 +163,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     def make(folder: Path) -> None:
         config = write_config(folder, folder / "run")
         for stage in (1, 2, 3, 4):
-            succeed(f"stage{stage}", "--config", str(config))
+            launch(f"stage{stage}", "--config", str(config))
 
     folder = made_once(tmp_path_factory, "tiny", make)
     return folder / "tiny.yaml", folder / "run"
@@ -162,6 +175,6 @@ def evaluated_run(tiny_run: tuple[Path, Path], tmp_path_factory: pytest.TempPath
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_run[1], folder / "run")
-        succeed("evaluate", "--run_dir", str(folder / "run"))
+        launch("evaluate", "--run_dir", str(folder / "run"))
 
     return made_once(tmp_path_factory, "evaluated", make) / "run"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import call, refusal, succeed, write_config
+from tests.conftest import call, launch, refusal, succeed, write_config
 from vqvae2.codes import CodeStore
 
 
@@ -65,7 +65,7 @@ def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
     """sample.py writes one PNG per image and an image grid; the first images are the same if more are requested."""
     _, run_dir = tiny_run
     arguments = ("--run_dir", str(run_dir), "--label", "star", "--top_p", "0.9", "--batch_size", "2", "--seed", "5")
-    succeed("sample", *arguments, "--num_images", "2")
+    launch("sample", *arguments, "--num_images", "2")
     first = {x.name: np.array(Image.open(x)) for x in (run_dir / "samples").glob("seed5*.png")}
     assert len(first) == 2
     for path in (run_dir / "samples").glob("seed5*.png"):
@@ -93,12 +93,12 @@ def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
     """Stages 1 and 2 give the same autoencoder and codes on two processes as on one, up to rounding."""
     _, run_dir = tiny_run
     config = write_config(tmp_path, tmp_path / "run")
-    out = succeed("stage1", "--config", str(config), processes=2)
+    out = launch("stage1", "--config", str(config), processes=2)
     assert out.count("held out") == 1  # printed by the main process only
     one, two = (load_file(x / "stage1" / "model.safetensors") for x in (run_dir, tmp_path / "run"))
     for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
-    succeed("stage2", "--config", str(config), processes=2)
+    launch("stage2", "--config", str(config), processes=2)
     stores = [CodeStore(x / "codes" / "train.lmdb") for x in (run_dir, tmp_path / "run")]
     assert [x.name for x in stores[1]] == [x.name for x in stores[0]]
     agreeing = [(a.codes["bottom"] == b.codes["bottom"]).double().mean().item() for a, b in zip(*stores, strict=True)]
@@ -151,7 +151,8 @@ def losses_and_codebooks(folder: Path, processes: int | None):
     flags = ["--config", str(config), "--autoencoder.continuous_steps", "0", "--stage1.schedule", "constant"]
     found = {}
     for total_steps in (1, 20):
-        succeed("stage1", *flags, "--stage1.total_steps", str(total_steps), processes=processes)
+        arguments = ("stage1", *flags, "--stage1.total_steps", str(total_steps))
+        succeed(*arguments) if processes is None else launch(*arguments, processes=processes)
         stage = folder / "run" / "stage1"
         weights = load_file(stage / "model.safetensors")
         lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]

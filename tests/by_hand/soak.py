@@ -19,7 +19,7 @@ from subprocess import Popen
 
 import psutil
 
-from tests.conftest import call, running, succeed, write_config
+from tests.conftest import call, launch, running, write_config
 from vqvae2.run.command_line import parse_options, run
 
 STEPS = 90
@@ -97,7 +97,7 @@ def soak(
     shutil.copytree(finished, folder / "uninterrupted")
     shutil.rmtree(directory)
     began = time.monotonic()
-    succeed(script, *flags, processes=together)
+    launch(script, *flags, processes=together)
     longest = (time.monotonic() - began) / 6
     expected = outcome(directory)
     script, flags, directory = flags_of(config, name, folder / "killed", sharded)
@@ -170,7 +170,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     config = write_config(folder, folder / "finished")
     for stage in (1, 2, 3, 4):
-        succeed(f"stage{stage}", "--config", str(config))
+        launch(f"stage{stage}", "--config", str(config))
     moments = random.Random(options.seed)
     share = -(-options.kills // len(STAGES))
     done = [

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from tests.conftest import refusal, succeed, write_config
+from tests.conftest import launch, refusal, succeed, write_config
 from vqvae2 import Generator
 from vqvae2.config import ImagesConfig
 from vqvae2.images.sources import open_images
@@ -90,7 +90,7 @@ def test_two_processes_find_what_one_finds(evaluated_run: Path, found: dict, tmp
     for part in ("reconstruction", "likelihood", "comparison"):
         (run / "evaluation" / part / "figures.json").unlink()
     shutil.rmtree(run / "evaluation" / "samples")
-    succeed("evaluate", "--run_dir", str(run), processes=2)
+    launch("evaluate", "--run_dir", str(run), processes=2)
     again = json.loads((run / "evaluation.json").read_text())
     assert leaves(again) == pytest.approx(leaves(found), rel=1e-3, abs=1e-4)
 

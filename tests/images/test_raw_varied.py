@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from tests.conftest import ROOT, succeed, write_config
+from tests.conftest import ROOT, launch, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.images.decode import read_image
 from vqvae2.images.survey_record import read_record, record_path
@@ -76,11 +76,11 @@ def test_they_go_through_the_stages(tmp_path: Path):
     """Survey, stage 1 and stage 2 run on the folder with two processes and a worker; unreadable files are listed."""
     config = write_config(tmp_path, tmp_path / "run")
     flags = ["--config", str(config), "--images.source", "folder", "--images.root", str(RAW), "--images.workers", "1"]
-    succeed("stage1", *flags, processes=2)
+    launch("stage1", *flags, processes=2)
     survey = read_record(record_path(tmp_path / "run", "train"))
     assert survey is not None
     unreadable = sorted(path.name for path in RAW.glob("*") if spoilt(path))
     assert sorted(file.name for file in survey if file.error) == unreadable
-    succeed("stage2", *flags, processes=2)
+    launch("stage2", *flags, processes=2)
     stores = [CodeStore(tmp_path / "run" / "codes" / f"{part}.lmdb") for part in ("train", "validation")]
     assert sorted(record.name for store in stores for record in store) == [path.name for path in READABLE]

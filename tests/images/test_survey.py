@@ -9,7 +9,7 @@ import pytest
 from accelerate import PartialState
 from PIL import Image
 
-from tests.conftest import succeed, write_config
+from tests.conftest import launch, succeed, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
@@ -204,7 +204,7 @@ def test_stages_skip_what_cannot_be_read(tmp_path: Path) -> None:
     assert "40 images, 32x16 to 32x16 pixels" in out and "1 files cannot be read and are skipped" in out
     assert len(read_record(record_path(tmp_path / "run", "train"))) == 41
     (root / "hat" / "07.png").unlink()
-    out = succeed("stage2", *flags, processes=2)
+    out = launch("stage2", *flags, processes=2)
     store = CodeStore(tmp_path / "run" / "codes" / "train.lmdb")
     held_out = CodeStore(tmp_path / "run" / "codes" / "validation.lmdb")
     found = [record.name for record in [*store, *held_out]]
