@@ -234,6 +234,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, spoil):
         read(path)
 
 
+def test_postscript_is_not_run(tmp_path: Path):
+    """A PostScript file with the extension of an image is refused; Pillow would start Ghostscript with it."""
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(UserError, match=r"picture\.png: cannot be read as an image .*PostScript"):
+        read_image(path, (8, 8), 3)
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     """A missing file raises a UserError with its path."""
     with pytest.raises(UserError, match=r"gone\.png: cannot be read"):

@@ -73,8 +73,16 @@ def decode_image(
 
 
 def open_encoded(file: Path | bytes) -> ImageFile.ImageFile:
-    """Open an image file, or its content, with Pillow."""
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    """Open an image file, or its content, with Pillow, whatever its extension.
+
+    Raises:
+        ValueError: the file is PostScript, which Pillow would run in Ghostscript.
+    """
+    image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if image.format == "EPS":
+        image.close()
+        raise ValueError("PostScript is a program and is not run")
+    return image
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -83,7 +91,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: as for `read_image`.
     """
-    with decoding(path), Image.open(path) as image:
+    with decoding(path), open_encoded(path) as image:
         width, height = ImageOps.exif_transpose(image).size
         return height, width
 
