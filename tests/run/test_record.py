@@ -1,6 +1,7 @@
 """Resuming a run: comparison with the recorded configuration, values taken from it, and permitted changes."""
 
 import json
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -141,3 +142,13 @@ def test_the_same_pixels_are_measured_in_training_and_in_evaluation(tiny_run: tu
     expected = psnr(originals, generator.decode(generator.encode(originals))).mean().item()
     lines = [json.loads(line) for line in (tiny_run[1] / "stage1" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["psnr"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_others_may_read_what_the_umask_allows(tiny_run: tuple[Path, Path]) -> None:
+    """Every file of a run has the permissions of any new file, weights, checkpoints and codes as well."""
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in tiny_run[1].rglob("*") if path.is_file() and path.name != "lock"]
+    assert any(path.suffix == ".safetensors" for path in files)
+    private = {path.name for path in files if path.stat().st_mode & 0o777 != 0o666 & ~umask}
+    assert not private

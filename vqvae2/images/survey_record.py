@@ -21,7 +21,7 @@ from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images.decode import open_encoded
 from vqvae2.images.names import Chosen, Names
-from vqvae2.run.directory import make_dir, write_atomically, writing
+from vqvae2.run.directory import flush_tensors, make_dir, write_atomically, writing
 
 TURNED = range(5, 9)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
@@ -171,8 +171,7 @@ def write_record(survey: Survey, images: ImagesConfig, record: Path) -> None:
     beside = record.with_name(f"{record.name}.{os.getpid()}.partial")
     with writing(record):
         save_file(arrays, beside, {"about": json.dumps(about)})
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
+        flush_tensors(beside)
         os.replace(beside, record)
         _former(record).unlink(missing_ok=True)
     failed = zip(survey.unreadable.tolist(), survey.errors, strict=True)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ MAY_CHANGE = frozenset(
 )
 
 
+def _mode_of_new_files() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+NEW_FILE = _mode_of_new_files()  # asked at import, because it sets the umask of all threads for a moment
+
+
 def stage_dir(run_dir: str | Path, stage: int, level: str | None = None) -> Path:
     """Return the directory of stage 1, 3 or 4; in stage 4, `level` names the level."""
     directory = Path(run_dir) / f"stage{stage}"
@@ -55,6 +64,14 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or path}: {_cannot_write(error.strerror)}") from error
     except SafetensorError as error:
         raise UserError(f"{path}: {_cannot_write(str(error))}") from error
+
+
+def flush_tensors(path: Path) -> None:
+    """Flush a safetensors file to disk, with the permissions of any new file: its library gives them to the owner."""
+    with open(path, "rb+") as file:
+        with suppress(PermissionError):  # some file systems have no permissions
+            os.fchmod(file.fileno(), NEW_FILE)
+        os.fsync(file.fileno())
 
 
 def _cannot_write(reason: str | None) -> str:

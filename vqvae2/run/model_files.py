@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.run.directory import sha256, write_atomically, writing
+from vqvae2.run.directory import flush_tensors, sha256, write_atomically, writing
 
 FORMAT_VERSION = 2
 
@@ -19,8 +19,7 @@ FORMAT_VERSION = 2
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors of any device and memory layout to a safetensors file and flush it to disk."""
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+    flush_tensors(path)
 
 
 def export_model(directory: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
