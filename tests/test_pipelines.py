@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import call, launch, refusal, succeed, write_config
+from tests.conftest import call, launch, made_once, refusal, succeed, write_config
 from vqvae2.codes import CodeStore
 
 
@@ -89,17 +90,29 @@ def test_samples_of_another_precision_or_batch_size_are_others(tiny_run, tmp_pat
     assert "temperature" in refusal("sample", *arguments, "--temperature", "0")
 
 
-def test_two_processes_make_the_run_of_one(tiny_run, tmp_path):
+@pytest.fixture(scope="session")
+def on_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration, the outputs and the run of stages 1 and 2 on two processes, with TensorBoard."""
+
+    def make(folder: Path) -> None:
+        config = write_config(folder, folder / "run")
+        for stage in ("stage1", "stage2"):
+            result = call(stage, "--config", str(config), "--trackers", "[tensorboard]", processes=2)
+            assert result.returncode == 0, result.stdout + result.stderr
+            (folder / f"{stage}_stdout").write_bytes(result.stdout.encode())
+            (folder / f"{stage}_stderr").write_bytes(result.stderr.encode())
+
+    return made_once(tmp_path_factory, "on_two_processes", make)
+
+
+def test_two_processes_make_the_run_of_one(tiny_run, on_two_processes):
     """Stages 1 and 2 give the same autoencoder and codes on two processes as on one, up to rounding."""
-    _, run_dir = tiny_run
-    config = write_config(tmp_path, tmp_path / "run")
-    out = launch("stage1", "--config", str(config), processes=2)
-    assert out.count("held out") == 1  # printed by the main process only
-    one, two = (load_file(x / "stage1" / "model.safetensors") for x in (run_dir, tmp_path / "run"))
+    folders = (tiny_run[1], on_two_processes / "run")
+    assert (on_two_processes / "stage1_stdout").read_text().count("held out") == 1  # by the main process only
+    one, two = (load_file(x / "stage1" / "model.safetensors") for x in folders)
     for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
-    launch("stage2", "--config", str(config), processes=2)
-    stores = [CodeStore(x / "codes" / "train.lmdb") for x in (run_dir, tmp_path / "run")]
+    stores = [CodeStore(x / "codes" / "train.lmdb") for x in folders]
     assert [x.name for x in stores[1]] == [x.name for x in stores[0]]
     agreeing = [(a.codes["bottom"] == b.codes["bottom"]).double().mean().item() for a, b in zip(*stores, strict=True)]
     assert np.mean(agreeing) > 0.97
@@ -250,18 +263,15 @@ def test_one_level_has_no_stage_4(tmp_path):
     assert "nothing to do" in succeed("stage4", "--config", str(tmp_path / "one.yaml"))
 
 
-def test_trackers_and_the_bar_are_those_of_the_first_process(tmp_path):
+def test_trackers_and_the_bar_are_those_of_the_first_process(on_two_processes):
     """Two processes log the metrics of metrics.jsonl to TensorBoard once and show a single progress bar."""
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = write_config(tmp_path, tmp_path / "run")
-    result = call("stage1", "--config", str(config), "--trackers", "[tensorboard]", processes=2)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("step 4: mse") == 1
-    last = [line for line in re.split(r"[\r\n]", result.stderr) if line.startswith("stage1: 100%")][-1]
+    assert (on_two_processes / "stage1_stdout").read_text().count("step 4: mse") == 1
+    said = (on_two_processes / "stage1_stderr").read_bytes().decode()
+    last = [line for line in re.split(r"[\r\n]", said) if line.startswith("stage1: 100%")][-1]
     assert re.search(r"4/4 \[\d\d:\d\d<00:00, .*loss [\d.]+, [\d.e+]+ images/s", last), last
 
-    stage = tmp_path / "run" / "stage1"
-    files = [events.EventAccumulator(str(file)).Reload() for file in stage.rglob("events.out.tfevents.*")]
+    stage = on_two_processes / "run" / "stage1"
+    files = [EventAccumulator(str(file)).Reload() for file in stage.rglob("events.out.tfevents.*")]
     (found,) = [file for file in files if "train/loss" in file.Tags()["scalars"]]  # another has the configuration
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     for split, name in (("train", "loss"), ("validation", "mse")):
