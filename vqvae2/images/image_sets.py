@@ -78,7 +78,11 @@ class Splits(NamedTuple):
 
 
 def hold_out(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
-    """Hold out `validation_fraction` of the images for validation."""
+    """Hold out `validation_fraction` of the images for validation.
+
+    Raises:
+        UserError: no image would be left for training or for validation.
+    """
     held_out_count = round(len(images) * config.validation_fraction)
     if not 0 < held_out_count < len(images):
         raise UserError(
@@ -91,6 +95,7 @@ def hold_out(images: ImageSet, config: ImagesConfig, seed: int) -> Splits:
 
 
 def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
+    """Return the images at the given indices."""
     chosen = array("i", indices)
     labels = array("i", (images.labels[i] for i in chosen))
     return ImageSet(images.classes, labels, Chosen(images.names, chosen), Subset(images.load, chosen))
