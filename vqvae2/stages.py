@@ -89,7 +89,9 @@ def train_autoencoder(config: Config) -> None:
         loop = (objective, batches, validate, stage1, directory, config.seed, accelerator, describe)
         train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
-    accelerator.print(f"autoencoder: {directory / 'model.safetensors'}; reconstructions: {directory / 'images'}")
+    pictures = directory / "images"  # none without a training step
+    shown = f"; reconstructions: {pictures}" if pictures.exists() else ""
+    accelerator.print(f"autoencoder: {directory / 'model.safetensors'}{shown}")
 
 
 def write_codes(config: Config) -> None:
