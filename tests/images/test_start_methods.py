@@ -1,4 +1,4 @@
-"""Data loading workers that are not forked, so that everything sent to them is pickled."""
+"""Data loading workers with the start methods spawn and forkserver, which pickle everything sent to them."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from vqvae2.training.order import in_order
 SIZE = 8
 
 
-@pytest.fixture
-def spawn() -> Iterator[None]:
-    """Start worker processes anew during a test; they receive by pickle what those of a fork server receive."""
+@pytest.fixture(params=["spawn", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Set the start method of worker processes during a test."""
     former = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    yield
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
     multiprocessing.set_start_method(former, force=True)
 
 
@@ -62,8 +62,7 @@ def sources(folder: Path) -> dict[str, ImageSet]:
     return {**sets, "flipped": with_flipped_copies(sets["shapes"])}
 
 
-@pytest.mark.usefixtures("spawn")
-def test_workers_load_every_source(tmp_path: Path) -> None:
+def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:
     """Two workers load the same images as the main process, and survey a folder with the same result."""
     sets = list(sources(tmp_path / "pictures").values())
     together = ImageSet([], [-1] * len(sets), [str(i) for i in range(len(sets))], OneOfEach(sets))

@@ -51,7 +51,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda x: x.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda x: x.name)
 def test_signal_finishes_the_step_and_saves(tmp_path: Path, endless: list[str], number: signal.Signals) -> None:
     """After a signal the stage saves, prints a message and exits with code 75; the same command resumes.
 
@@ -84,7 +84,7 @@ def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> 
     assert not is_alive(first) and not is_alive(other)
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGKILL)])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGKILL)])
 def test_lost_launcher_is_noticed(tmp_path: Path, endless: list[str], processes: int, number: signal.Signals) -> None:
     """When the launcher exits without forwarding a signal, its processes save and stop."""
     with running("stage1", *endless, processes=processes) as launcher:
@@ -170,13 +170,14 @@ def test_environment_is_recorded(tiny_run: tuple[Path, Path]) -> None:
         assert environment["processes"] == 1 and environment["mixed_precision"] == "no" and environment["device"]
 
 
-def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["stage1", "stage4"])  # stage 3 is stage 4 without coarser codes
+def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     """A stage that is killed at a random moment and restarted gives the same weights and log, bit for bit.
 
-    tests/by_hand/soak.py repeats this many times, with all stages.
+    tests/by_hand/soak.py repeats this many times.
     """
     config, run_dir = tiny_run
-    assert soak(run_dir, config, "stage1", 1, random.Random(), tmp_path) == (1, 1)
+    assert soak(run_dir, config, name, 1, random.Random(), tmp_path) == (1, 1)
 
 
 FAKE_SRUN = """#!/bin/bash

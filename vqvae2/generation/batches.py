@@ -47,12 +47,11 @@ def sample_batch(
         The codes (B, h, w) of each level, and the share of each image's first particles that have descendants at the
         end, (B,); None with one particle.
     """
-    uniforms, resampling = {}, {}
+    uniforms = {}
     for name, prior in priors.items():
         positions = prior.grid.height * prior.grid.width
         rows = [image_uniforms(seed, i, name, positions, p) for i in indices for p in range(num_particles)]
         uniforms[name] = torch.stack(rows).to(device, widest_float(device))
-        resampling[name] = _uniforms(seed, "resample", indices, name, num_waves(prior), device)
 
     def watch_first(codes_so_far: CodesSoFar) -> None:
         watch(lambda: {name: x[::num_particles] for name, x in codes_so_far().items()})
@@ -64,6 +63,9 @@ def sample_batch(
     kept = {
         name: x if len(x.codes) == 1 else x._replace(codes=x.codes.repeat_interleave(num_particles, dim=0))
         for name, x in kept.items()
+    }
+    resampling = {
+        name: _uniforms(seed, "resample", indices, name, num_waves(prior), device) for name, prior in priors.items()
     }
     particles = Particles(len(indices), num_particles, resampling)
     codes = sample(labels, controls, kept, particles=particles)
