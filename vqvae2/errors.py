@@ -17,3 +17,9 @@ class UserError(ToldError):
 
 class StoppedError(ToldError):
     """A stage was asked to stop and has saved its progress; its text says what stopped it and where."""
+
+
+def reason_of(error: Exception) -> str:
+    """The type of an exception of another library and the first line of its text, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

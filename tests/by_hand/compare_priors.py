@@ -107,6 +107,7 @@ def held_out_nats(config: Config, level: str, seed: int, single: bool, directory
     if single:
         torch.manual_seed(seed)
         prior = masked_stack(prior)
+    prior.start_from(trained.module.codebooks())
     prior.to(accelerator.device)
     used = count_used(prior) if single else sum(p.numel() for p in prior.parameters())
     print(f"{'single masked stack' if single else 'two stacks'}, seed {seed}: {used:,} weights", flush=True)

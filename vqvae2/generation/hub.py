@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, reason_of
 
 DENIED = (401, 403)
 SIGN_IN = "sign in with `hf auth login`, or pass a valid token"
@@ -95,12 +95,7 @@ def _raise_user_error(error: Exception, repository: str, revision: str | None) -
         message = "not in the cache, and the Hub cannot be reached: check the network, HF_HUB_OFFLINE and "
         message += "local_files_only, or give a folder"
     elif isinstance(error, HfHubHTTPError):
-        message = f"the Hub refused ({_line(error)}): try again later"
+        message = f"the Hub refused ({reason_of(error)}): try again later"
     else:
-        message = f"the connection to the Hub failed ({type(error).__name__}: {_line(error)}): check the network"
+        message = f"the connection to the Hub failed ({reason_of(error)}): check the network"
     raise UserError(f"{repository}: {message}") from error
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

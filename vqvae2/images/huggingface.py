@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqvae2.config import ImagesConfig
-from vqvae2.errors import UserError
+from vqvae2.errors import UserError, reason_of
 from vqvae2.images.names import Names
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _load(images: ImagesConfig) -> tuple[str, dict[str, "Dataset"]]:
             "and sign in with `hf auth login`"
         ) from error
     except Exception as error:  # the formats and the connection raise exceptions of many libraries
-        raise UserError(f"{name}: cannot be opened as a data set ({_line(error)}): {_remedy(images)}") from error
+        raise UserError(f"{name}: cannot be opened as a data set ({reason_of(error)}): {_remedy(images)}") from error
     parts = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
     return name, {part: rows.with_format(None) for part, rows in parts.items()}
 
@@ -121,12 +121,6 @@ def _remedy(images: ImagesConfig) -> str:
     if images.root:
         return "set images.root to a folder of parquet files, of save_to_disk or of images, with at least one row"
     return "check the network and HF_HUB_OFFLINE, or download it and set images.root to its folder"
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _training_split(name: str, parts: dict[str, "Dataset"]) -> str:

@@ -1,0 +1,168 @@
+"""Train all stages of a configuration in several times, and draw the same samples after each: how long do I train?
+
+    python -m tests.by_hand.how_long --config configs/leaves256.yaml --like runs/leaves256 --folder runs/how_long
+
+Every time is a run of its own, with schedules that end with it. The numbers of steps follow from the speed of the
+stages of the run `--like` on the same machine. A finished run is not trained again. Writes how_long.png and
+how_long.md into the folder.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from vqvae2 import Generator
+from vqvae2.errors import UserError
+from vqvae2.run.command_line import parse_options, run
+from vqvae2.run.directory import stage_dir
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+SHARES = {"stage1": 0.3, "stage2": 0.1, "stage3": 0.27, "stage4": 0.33}  # of the time that is left for steps
+START = 10.0  # seconds a stage takes before its first step and after its last one, by experience on two cores
+ENCODING = 5  # images encoded in the time that training takes for one; measured with leaves256.yaml
+HELD_OUT = 64  # validation of more would take a share of the shortest runs
+COLUMNS = 8
+TILE = 96  # pixels of a sample in the picture
+MARGIN = 72  # pixels for the minutes
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the script.
+
+    Attributes:
+        config: configuration file.
+        like: directory of a run of this configuration on this machine, whose speed is taken.
+        minutes: minutes of all stages, separated by commas.
+        folder: folder of the runs and of the result.
+        guidance: guidance of the samples.
+    """
+
+    config: str
+    like: str
+    folder: str
+    minutes: str = "2,5,10,20,40,60"
+    guidance: float = 1.5
+
+
+def figures(directory: Path, split: str, name: str) -> list[float]:
+    """All values of a figure in the log of a stage."""
+    lines = (json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if line["split"] == split and name in line]
+
+
+def sections_of(config: dict, run_dir: Path) -> dict[str, tuple[str, dict, Path]]:
+    """For each stage that trains: the flags' section, its settings and its directory; stage 4: the next level."""
+    top, finer = list(config["priors"])[:2]
+    return {
+        "stage1": ("stage1", config["stage1"], stage_dir(run_dir, 1)),
+        "stage3": (f"priors.{top}.train", config["priors"][top]["train"], stage_dir(run_dir, 3)),
+        "stage4": (f"priors.{finer}.train", config["priors"][finer]["train"], stage_dir(run_dir, 4, finer)),
+    }
+
+
+def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
+    """The flags with which all stages take that time."""
+    left = seconds - START * len(SHARES)
+    flags = ["--images.validation_root", "null"]
+    speeds = {}
+    for stage, (section, settings, directory) in sections_of(config, like).items():
+        speeds[stage] = median(figures(directory, "train", "images_per_second"))
+        steps = round(SHARES[stage] * left * speeds[stage] / settings["batch_size"])
+        if steps < 4:
+            raise UserError(f"{seconds / 60:g} minutes: {stage} would have {steps} steps: give more minutes")
+        chosen = {
+            "total_steps": steps,
+            "warmup_steps": min(settings["warmup_steps"], steps // 6),
+            "validate_every": steps,
+        }
+        flags += [x for key, value in chosen.items() for x in (f"--{section}.{key}", str(value))]
+        if stage == "stage1":
+            flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
+    copies = 1 + config["stage2"].get("flipped_copies", False)
+    images = round(SHARES["stage2"] * left * speeds["stage1"] * ENCODING / copies)
+    total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
+    flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]
+    return [*flags, *(["--images.max_images", str(images)] if images < total - HELD_OUT else [])]
+
+
+def trained(options: Options, config: dict, minutes: float) -> Path:
+    """Train a run for a time, or find it finished; returns its directory."""
+    run_dir = Path(options.folder) / f"{minutes:g}_minutes"
+    finished = run_dir / "seconds.json"
+    if finished.exists():
+        return run_dir
+    flags = flags_for(config, Path(options.like), 60 * minutes)
+    began = time.monotonic()
+    for stage in SHARES:
+        command = [
+            sys.executable,
+            str(PIPELINES / f"{stage}.py"),
+            "--config",
+            options.config,
+            "--run_dir",
+            str(run_dir),
+        ]
+        subprocess.run([*command, *flags], check=True)
+    finished.write_text(json.dumps(time.monotonic() - began))
+    return run_dir
+
+
+def row_of(run_dir: Path, minutes: float, guidance: float) -> Image.Image:
+    """The minutes and samples of a run, the same numbers of images and classes for every run."""
+    generator = Generator.from_run(run_dir)
+    labels = [i % len(generator.classes) for i in range(COLUMNS)] if generator.classes else None
+    samples = generator.sample(COLUMNS, labels, guidance=guidance if labels else 1.0)
+    row = Image.new("RGB", (MARGIN + COLUMNS * TILE, TILE), "white")
+    ImageDraw.Draw(row).text((8, TILE // 2 - 8), f"{minutes:g} min", fill="black", font=ImageFont.load_default(16))
+    for i, sample in enumerate(samples.permute(0, 2, 3, 1).numpy()):
+        tile = Image.fromarray(np.squeeze(sample)).resize((TILE, TILE), Image.Resampling.LANCZOS)
+        row.paste(tile, (MARGIN + i * TILE, 0))
+    return row
+
+
+def line_of(run_dir: Path, minutes: float, config: dict) -> str:
+    """The line of a run in the table."""
+    stages = sections_of(config, run_dir)
+    steps = [figures(directory, "train", "step")[-1] for _, _, directory in stages.values()]
+    psnr = figures(stages["stage1"][2], "validation", "psnr")[-1]
+    nats = [
+        f"{figures(stages[x][2], 'validation', 'nats_per_code')[-1]:.2f}"
+        f" ({figures(stages[x][2], 'train', 'nats_per_code')[-1]:.2f})"
+        for x in ("stage3", "stage4")
+    ]
+    took = json.loads((run_dir / "seconds.json").read_text()) / 60
+    cells = [f"{minutes:g}", f"{took:.1f}", ", ".join(map(str, steps)), f"{psnr:.1f}", *nats]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    options = parse_options(Options, __doc__)
+    config = yaml.safe_load(Path(options.config).read_text())
+    times = [float(x) for x in options.minutes.split(",")]
+    lines = ["| minutes asked | minutes taken | steps | PSNR, dB | top, nats (training) | bottom, nats (training) |"]
+    lines += ["|" + "---|" * 6]
+    rows = []
+    for minutes in times:
+        run_dir = trained(options, config, minutes)
+        rows.append(row_of(run_dir, minutes, options.guidance))
+        lines.append(line_of(run_dir, minutes, config))
+    picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for i, row in enumerate(rows):
+        picture.paste(row, (0, i * TILE))
+    folder = Path(options.folder)
+    picture.save(folder / "how_long.png")
+    (folder / "how_long.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run(main)
