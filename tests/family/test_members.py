@@ -1,5 +1,7 @@
 """Training of every model on one batch, and what is known about the parts of each."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +83,17 @@ def test_each_loss_of_the_vae_gan_trains_its_parts_alone():
         optimiser.step()
         detection.append(loss.metrics["detection"].item())
     assert detection[-1] < 0.5 * detection[0]
+
+
+def test_a_discriminator_that_cannot_tell_costs_a_logarithm_of_two_for_each_image_it_judges():
+    """With logits of 0 for all images, -log D = log 2: twice for the decoder, three times for the discriminator."""
+    member = build("vae_gan")
+    assert isinstance(member, VAEGAN)
+    for parameter in member.discriminator.trunk.write.parameters():
+        parameter.data.zero_()
+    metrics = member(stripes(), 0).metrics
+    assert metrics["deception"].item() == pytest.approx(2 * math.log(2), rel=1e-5)
+    assert metrics["detection"].item() == pytest.approx(3 * math.log(2), rel=1e-5)
 
 
 def test_the_bound_of_vq_vae_is_that_of_its_codes_and_of_the_pixels_given_them():
