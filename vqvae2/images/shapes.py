@@ -28,7 +28,7 @@ def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]
     """Render an RGB image of one shape of class `label`; `key` determines everything else about it."""
     random = np.random.default_rng(derive_seed("shapes", *key))
     height, width = height_width
-    coverage = _coverage(CLASSES[label], random, height, width)[..., None]
+    coverage = coverage(CLASSES[label], random, height, width)[..., None]
     ground_colour = GROUND_COLOURS[random.integers(len(GROUND_COLOURS))] + random.uniform(-0.04, 0.04, 3)
     shape_colour = SHAPE_COLOURS[random.integers(len(SHAPE_COLOURS))] + random.uniform(-0.04, 0.04, 3)
     ground = _texture(random, height, width, ground_colour, strength=0.08)
@@ -37,7 +37,7 @@ def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]
     return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def _coverage(name: str, random: np.random.Generator, height: int, width: int) -> np.ndarray:
+def coverage(name: str, random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Return the fraction of each pixel that the shape covers: (height, width) in [0, 1]."""
     side = min(height, width)
     radius = random.uniform(0.26, 0.40) * side
