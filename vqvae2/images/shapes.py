@@ -28,12 +28,12 @@ def render(key: tuple[int | str, ...], label: int, height_width: tuple[int, int]
     """Render an RGB image of one shape of class `label`; `key` determines everything else about it."""
     random = np.random.default_rng(derive_seed("shapes", *key))
     height, width = height_width
-    coverage = coverage(CLASSES[label], random, height, width)[..., None]
+    covered = coverage(CLASSES[label], random, height, width)[..., None]
     ground_colour = GROUND_COLOURS[random.integers(len(GROUND_COLOURS))] + random.uniform(-0.04, 0.04, 3)
     shape_colour = SHAPE_COLOURS[random.integers(len(SHAPE_COLOURS))] + random.uniform(-0.04, 0.04, 3)
     ground = _texture(random, height, width, ground_colour, strength=0.08)
     shape = _texture(random, height, width, shape_colour, strength=0.05)
-    pixels = ground + coverage * (shape - ground)
+    pixels = ground + covered * (shape - ground)
     return Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
 
 
