@@ -1,5 +1,9 @@
 """Exceptions whose text is shown to the user without a traceback."""
 
+import textwrap
+
+LONGEST_REASON = 300  # characters of the text of another library's exception
+
 
 class ToldError(Exception):
     """Base class of the exceptions that are shown to the user without a traceback.
@@ -20,6 +24,6 @@ class StoppedError(ToldError):
 
 
 def reason_of(error: Exception) -> str:
-    """The type of an exception of another library and the first line of its text, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The type of an exception of another library and the beginning of its text, as one line for a message."""
+    text = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

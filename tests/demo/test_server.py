@@ -33,9 +33,12 @@ def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch: pytes
 
 
 def test_a_port_in_use_is_refused(with_gradio: None) -> None:
+    """Also if it is in use on the loopback address alone, which Gradio tries, too."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         message = refusal("demo", "--model", "mnist", "--port", str(port))
+        with pytest.raises(UserError, match="in use"):
+            check_address("127.0.0.2", port)
     assert f"port: {port} is in use" in message and "--port" in message
     check_address("127.0.0.1", free_port())
 
@@ -46,6 +49,7 @@ def test_a_port_in_use_is_refused(with_gradio: None) -> None:
         ("127.0.0.1", 0, "port: 0 is not valid"),
         ("127.0.0.1", 65536, "port: 65536"),
         ("203.0.113.7", 7860, "host: '203"),
+        ("[2001:db8::7]", 7860, "host: '2001"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(host: str, port: int, said: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,30 @@ def test_invalid_folders_are_refused(tiny_run: tuple[Path, Path], tmp_path: Path
     (tmp_path / "own" / "picture.png").touch()
     assert "not reconstructions" in refusal(*arguments, str(tmp_path / "in"), "--output", str(tmp_path / "own"))
     assert "stage1.py" in refusal("reconstruct", "--run_dir", str(tmp_path), "--images", str(tmp_path / "in"))
+
+
+def test_the_reconstructions_of_another_folder_are_kept(generator: Generator, tmp_path: Path) -> None:
+    """Another folder of images for the same output is refused, as is an output that contains the images."""
+    write_images(tmp_path / "one" / "val", 3)
+    write_images(tmp_path / "two" / "val", 2)
+    table = run(generator, tmp_path / "one" / "val", tmp_path / "out")
+    before = table.read_bytes()
+    with pytest.raises(UserError, match=r"has the reconstructions of .*/one/val"):
+        run(generator, tmp_path / "two" / "val", tmp_path / "out")
+    assert table.read_bytes() == before
+    with pytest.raises(UserError, match="inside the folder of the output"):
+        run(generator, tmp_path / "out" / "pictures", tmp_path / "out")
+
+
+def test_a_file_that_has_become_readable_is_read(generator: Generator, tmp_path: Path) -> None:
+    """After a failure, an unreadable file is tried with the next start, even if size and time are unchanged."""
+    write_images(tmp_path / "in", 1)
+    image = next((tmp_path / "in").rglob("00.png"))
+    good, stamp = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(bytes(len(good)))
+    os.utime(image, ns=(stamp, stamp))
+    with pytest.raises(UserError, match=r"none of 2 files can be read: see the reasons"):
+        run(generator, tmp_path / "in", tmp_path / "out")
+    image.write_bytes(good)
+    os.utime(image, ns=(stamp, stamp))
+    assert [row["name"] for row in rows(run(generator, tmp_path / "in", tmp_path / "out"))] == ["other/deep/00.png"]

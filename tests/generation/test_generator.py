@@ -12,6 +12,8 @@ from vqvae2 import Generator
 from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
+from vqvae2.generation.controls import NO_CLASS, choose_labels
+from vqvae2.generation.samples import _short
 from vqvae2.images.sources import open_images
 
 
@@ -344,3 +346,22 @@ def test_bfloat16_decodes_nearly_the_same(generator: Generator, tiny_run: tuple[
     assert rough.sample(1, batch_size=1).shape == (1, 3, 16, 32)
     with pytest.raises(UserError, match="float16"):
         Generator.from_run(tiny_run[1], dtype="float16")
+
+
+def test_a_class_named_none_is_not_the_unconditional_model() -> None:
+    """NO_CLASS is the unconditional model even if a class has the name of its label."""
+    arguments = {"seed": 0, "guidance": 1.0, "classes": ["scratch", "none"], "frequencies": [0.5, 0.5]}
+    labels = choose_labels(["none", NO_CLASS, "scratch"], range(3), **arguments, can_be_hidden=True)
+    assert labels is not None and labels.tolist() == [1, -1, 0]
+    named = choose_labels("none", range(1), **arguments, can_be_hidden=False)
+    assert named is not None and named.tolist() == [1]
+    with pytest.raises(UserError, match="label_dropout 0"):
+        choose_labels(NO_CLASS, range(1), **arguments, can_be_hidden=False)
+
+
+def test_names_of_classes_in_file_names_are_short_and_distinct() -> None:
+    """A short name is unchanged; a long one and one with a slash end with a hash of their own."""
+    assert _short("star") == "star"
+    names = ["a/b", "a-b", "a/b/c", "é" * 100, "é" * 101]
+    short = [_short(name) for name in names]
+    assert len(set(short)) == len(names) and all(len(x.encode()) < 60 and "/" not in x for x in short)

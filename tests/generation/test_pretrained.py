@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, command_of, refusal
@@ -92,11 +93,15 @@ def test_the_card_has_metadata_metrics_and_pictures(saved: Path, evaluated_run: 
     assert str(evaluated_run.parent.parent) not in text
 
 
-def test_metrics_of_other_weights_are_left_out(generator: Generator, evaluated_run: Path, tmp_path: Path) -> None:
-    """After a stage was trained again, the metrics and pictures of the evaluation before are not published."""
+@pytest.mark.parametrize("stale", ["evaluation/comparison/made_of.json", "evaluation.json"])
+def test_metrics_of_other_weights_are_left_out(evaluated_run: Path, tmp_path: Path, stale: str) -> None:
+    """After a stage was trained again, the metrics and pictures of the evaluation before are not published.
+
+    Nor are they after the new evaluation was interrupted before it wrote evaluation.json.
+    """
     run = tmp_path / "run"
     shutil.copytree(evaluated_run, run, ignore=shutil.ignore_patterns("codes", "samples", "classifier_*"))
-    record = run / "evaluation" / "comparison" / "made_of.json"
+    record = run / stale
     record.write_text(json.dumps({**json.loads(record.read_text()), "weights": "00000000"}))
     Generator.from_run(run, device="cpu", dtype="float32").save_pretrained(tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data.eval_results is None
@@ -122,6 +127,33 @@ def test_only_an_earlier_export_is_replaced(generator: Generator, copy: Path, tm
     with pytest.raises(UserError, match="not empty"):
         generator.save_pretrained(other)
     assert [x.name for x in other.iterdir()] == ["thesis.txt"]
+
+
+def test_a_first_export_that_was_killed_is_replaced(generator: Generator, saved: Path, tmp_path: Path) -> None:
+    """Weights without config.json are those of an unfinished export only beside the folder that it leaves."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    shutil.copy(saved / "prior_top.safetensors", folder)
+    with pytest.raises(UserError, match="not empty"):
+        generator.save_pretrained(folder)
+    (folder / ".export.abc").mkdir()
+    (folder / ".export.abc" / "config.json").touch()
+    generator.save_pretrained(folder)
+    assert {x.name for x in folder.iterdir()} == {x.name for x in saved.iterdir()}
+
+
+def test_transparent_pixels_have_the_background_of_the_training_images(
+    generator: Generator, copy: Path, tmp_path: Path
+) -> None:
+    """config.json has it; one of an earlier version lacks it and means white."""
+    Image.new("RGBA", (32, 16)).save(tmp_path / "clear.png")
+    assert (generator.read_image(tmp_path / "clear.png") == 255).all()
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**content, "background": [0, 0, 0]}))
+    assert (on_cpu(copy).read_image(tmp_path / "clear.png") == 0).all()
+    del content["background"]
+    (copy / "config.json").write_text(json.dumps(content))
+    assert on_cpu(copy).background == (255, 255, 255)
 
 
 @pytest.mark.parametrize("file", ["autoencoder.safetensors", "prior_bottom.safetensors"])
@@ -151,6 +183,9 @@ def test_a_damaged_file_is_refused(copy: Path, file: str, harm: str) -> None:
         (lambda x: x["autoencoder"].update(hidden_channels=32), "do not fit the model that config.json describes"),
         (lambda x: x.update(class_frequencies=[1.0]), "class_frequencies"),
         (lambda x: x.update(sha256={}), "sha256"),
+        (lambda x: x.update(sha256="{}"), "sha256.*use an object"),
+        (lambda x: x.update(classes="[a, b]"), "classes.*use a list"),
+        (lambda x: x.update(background=[0, 0, 300]), "background"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(copy: Path, change, says: str) -> None:
@@ -288,6 +323,29 @@ def test_a_refused_upload_sends_nothing(
     with pytest.raises(UserError, match=r"stage4\.py"):
         Generator.from_run(run, device="cpu").push_to_hub("someone/new")
     assert created == []
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device", "/cache/x"), "/cache/x cannot be written.*free disk space"),
+        (PermissionError(13, "Permission denied", "/cache"), "/cache cannot be written.*HF_HOME"),
+        (ValueError("Invalid metadata in README.md.\n- license must be one of"), "README.md. - license must be one of"),
+        (ConnectionError("refused"), "connection to the Hub failed.*check the network"),
+    ],
+)
+def test_errors_of_the_disk_and_of_the_card_are_not_called_those_of_the_network(error: Exception, says: str) -> None:
+    with pytest.raises(UserError, match=says), hub._told("someone/shapes", None):
+        raise error
+
+
+@pytest.mark.parametrize("name", ["shapes", "a/b/c", "~no-such-user/shapes", "x" * 300])
+def test_a_name_that_is_no_repository_is_refused(generator: Generator, name: str) -> None:
+    """Neither loads a model nor is anything sent."""
+    with pytest.raises(UserError, match=r"not a valid name of a repository: use USER/NAME"):
+        generator.push_to_hub(name)
+    with pytest.raises(UserError, match="not a folder"):
+        on_cpu(name)
 
 
 def test_an_upload_without_a_token_is_explained(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,25 @@ def table(pictures: Path, label: object = None, **features: object) -> "datasets
     )
 
 
+def test_large_binary_columns_hold_images_and_splits_without_the_labels_are_skipped(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """A held-out split that lacks the column of labels is not used; a list of integers is no image."""
+    whole = table(pictures)
+    encoded = [x["bytes"] for x in whole.cast_column("image", datasets.Image(decode=False))["image"]]
+    kinds = datasets.Features({"image": datasets.Value("large_binary"), "label": whole.features["label"]})
+    train = datasets.Dataset.from_dict({"image": encoded, "label": whole["label"][:]}, kinds)
+    parts = datasets.DatasetDict(train=train, test=train.remove_columns("label"))
+    parts.save_to_disk(tmp_path / "saved")
+    rows, held_out = open_rows(configuration(tmp_path / "saved", image_column="image", label_column="label"))
+    assert len(rows) == 10 and held_out is None and rows.file(3) == encoded[3]
+
+    numbers = datasets.Dataset.from_dict({"image": [{"bytes": [1, 2], "path": "x"}]})
+    numbers.save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match="column image does not hold images"):
+        open_rows(configuration(tmp_path / "numbers", image_column="image"))
+
+
 def configuration(root: Path, **fields: object) -> ImagesConfig:
     """Return a configuration for 16x16 images of a local data set."""
     values = {"source": "huggingface", "root": str(root), "size": 16, "validation_fraction": 0.2, "workers": 0}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.config import AutoencoderConfig, ImagesConfig, LevelConfig, LevelGrid, as_dict, completed, level_grids
-from vqvae2.run.directory import stage_dir
+from vqvae2.images.decode import WHITE
+from vqvae2.run.directory import recorded_configuration, stage_dir
 from vqvae2.run.model_files import load_weights, read_description, read_weights
 
 MADE_BY = "pipelines/stage1.py"
@@ -26,6 +27,7 @@ class TrainedAutoencoder:
         grids: grid of codes of each level, coarsest first.
         height_width: size of the images in pixels.
         channels: channels of the images.
+        background: color under transparent pixels of image files, three values from 0 to 255.
         classes: class names of the training images; empty without classes.
         class_frequencies: share of the training images in each class.
         pixel_variance: mean squared error of the reconstructions of training images, of pixels in [-1, 1]; None if an
@@ -38,6 +40,7 @@ class TrainedAutoencoder:
     grids: list[LevelGrid]
     height_width: tuple[int, int]
     channels: int
+    background: tuple[int, int, int]
     classes: list[str]
     class_frequencies: list[float]
     pixel_variance: float | None
@@ -55,6 +58,7 @@ def describe_autoencoder(
         "model": as_dict(config),
         "image_size": list(images.height_width),
         "channels": images.channels,
+        "background": list(images.background),
         "classes": classes,
         "class_frequencies": [counts[i] / len(labels) for i in range(len(classes))],
         "pixel_variance": pixel_variance,
@@ -69,6 +73,9 @@ def load_autoencoder(run_dir: str | Path) -> TrainedAutoencoder:
     """
     directory = stage_dir(run_dir, 1)
     description = read_description(directory, MADE_BY)
+    if "background" not in description:  # written by an earlier version
+        recorded = recorded_configuration(directory).get("images", {})
+        description["background"] = recorded.get("background", WHITE)
     weights = read_weights(directory, description, MADE_BY)
     return rebuild_autoencoder(description, weights, directory / "model.safetensors", "model.json")
 
@@ -79,7 +86,7 @@ def rebuild_autoencoder(
     """Rebuild an autoencoder from its description, as in model.json, and its weights.
 
     Args:
-        description: content of model.json.
+        description: content of model.json, with a background.
         weights: state_dict of the autoencoder.
         path: path of the weights file.
         described_in: name of the file that contains the description, for messages.
@@ -97,6 +104,7 @@ def rebuild_autoencoder(
         level_grids(config.levels, height_width),
         height_width,
         description["channels"],
+        tuple(description["background"]),
         description["classes"],
         description["class_frequencies"],
         description.get("pixel_variance"),

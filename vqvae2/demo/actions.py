@@ -8,11 +8,12 @@ from torch import Tensor
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.demo.worker import Job
 from vqvae2.errors import UserError
-from vqvae2.generation.controls import UNCONDITIONAL, Label
+from vqvae2.generation.controls import NO_CLASS, UNCONDITIONAL, Label
 from vqvae2.generation.generator import Generator
 from vqvae2.prior.kept import Kept
 
 ANY_CLASS = "any class"  # drawn with the training frequencies
+LABELS: dict[Label, Label] = {ANY_CLASS: None, UNCONDITIONAL: NO_CLASS}  # for the generator; classes are indices
 MOST_IMAGES = 64
 MOST_PARTICLES = 64
 LARGEST_SEED = 2**53  # whole numbers up to here are exact in a browser
@@ -120,7 +121,7 @@ def _draw(
     for part in parts:
         images = generator.sample(
             len(part),
-            None if settings.label == ANY_CLASS else settings.label,
+            LABELS.get(settings.label, settings.label),
             temperature=settings.temperature,
             top_p=settings.top_p,
             guidance=settings.guidance,

@@ -113,7 +113,7 @@ class Handlers:
         def handler(path: str) -> Values:
             height, width = self.generator.height_width
             try:
-                picture = read_upload(path, (height, width), self.generator.channels)
+                picture = read_upload(path, (height, width), self.generator.channels, self.generator.background)
             except UserError as error:
                 return {status: refused(error)}
             return {**self.use(picture), status: told(f"Scaled and center-cropped to {width}x{height} pixels.")}

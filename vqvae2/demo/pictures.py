@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2.errors import UserError
-from vqvae2.images.decode import decode_image, read_image
+from vqvae2.images.decode import WHITE, Colour, decode_image, read_image
 from vqvae2.images.grids import save_image
 
 SHOWN_SIDE = 256  # pixels; smaller images are enlarged by a whole factor
@@ -50,14 +50,14 @@ class ShownFiles:
         return str(path)
 
 
-def read_upload(path: str, height_width: tuple[int, int], channels: int) -> Tensor:
+def read_upload(path: str, height_width: tuple[int, int], channels: int, background: Colour = WHITE) -> Tensor:
     """Read an uploaded image in size and channels of the model, as a training image is read: uint8 (1, C, H, W).
 
     Raises:
         UserError: the file cannot be decoded or is too large; the message has its name without the folder.
     """
     try:
-        return read_image(Path(path), height_width, channels)[None]
+        return read_image(Path(path), height_width, channels, background)[None]
     except UserError as error:
         raise UserError(str(error).replace(path, Path(path).name)) from error
 

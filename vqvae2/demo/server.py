@@ -4,6 +4,7 @@ import errno
 import importlib.metadata
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -21,7 +22,8 @@ LONGEST_QUEUE = 20  # waiting requests; others are refused
 INSTALL = 'run pip install "vqvae2[demo]"'
 # Nothing is sent to other machines, and no proxy is asked for this one.
 ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-LOCAL = "127.0.0.1,localhost,::1"
+LOOPBACK = "127.0.0.1"
+LOCAL = f"{LOOPBACK},localhost,::1"
 # parts of Gradio that the page does not need
 OFF: dict[str, Any] = {
     "share": False,
@@ -56,6 +58,11 @@ def check_address(host: str, port: int) -> None:
     """
     if not 1 <= port <= 65535:
         raise UserError(f"port: {port} is not valid: use a number from 1 to 65535")
+    for address in {host.strip("[]"): None, LOOPBACK: None}:  # Gradio tries the port on loopback, too
+        _check_port(address, port)
+
+
+def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -63,14 +70,20 @@ def check_address(host: str, port: int) -> None:
         raise UserError(f"port: {port} is reserved: use a number from 1024 to 65535") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port: {port} is in use: choose another one with --port, such as {port + 1}") from None
+            raise _in_use(port) from None
         raise UserError(
             f"host: {host!r} is not an address of this machine: use 127.0.0.1, or 0.0.0.0 for all its addresses"
         ) from error
 
 
+def _in_use(port: int) -> UserError:
+    other = port + 1 if port < 65535 else port - 1
+    return UserError(f"port: {port} is in use: choose another one with --port, such as {other}")
+
+
 def serve(generator: Generator, name: str, host: str, port: int) -> None:
-    """Serve the page of a model until Ctrl-C is pressed; arguments as for `served`."""
+    """Serve the page of a model until Ctrl-C is pressed or SIGTERM is received; arguments as for `served`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the files of visitors are deleted
     with served(generator, name, host, port) as address:
         print(f"demo: {address} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
@@ -88,13 +101,14 @@ def served(generator: Generator, name: str, host: str, port: int) -> Iterator[st
         port: port to listen on.
 
     Raises:
-        UserError: a prior of the model is missing.
+        UserError: a prior of the model is missing, or the port is in use.
     """
     generator.fingerprint()  # loads all priors, which fails if one is missing
+    host = host.strip("[]")
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=folder)
         for key in ("no_proxy", "NO_PROXY"):
-            os.environ[key] = ",".join(x for x in (os.environ.get(key), LOCAL) if x)
+            os.environ[key] = ",".join(x for x in (os.environ.get(key), LOCAL, host) if x)
         # not at the top: gradio is an extra and reads the environment
         import gradio as gr
 
@@ -103,17 +117,20 @@ def served(generator: Generator, name: str, host: str, port: int) -> Iterator[st
 
         page = build_page(generator, name, Path(folder))
         page.queue(max_size=LONGEST_QUEUE)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            theme=gr.themes.Default(primary_hue="blue"),
-            css=CSS,
-            footer_links=["settings"],
-            max_file_size=LARGEST_UPLOAD,
-            prevent_thread_lock=True,
-            quiet=True,
-            **OFF,
-        )
+        try:
+            page.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                theme=gr.themes.Default(primary_hue="blue"),
+                css=CSS,
+                footer_links=["settings"],
+                max_file_size=LARGEST_UPLOAD,
+                prevent_thread_lock=True,
+                quiet=True,
+                **OFF,
+            )
+        except OSError as error:  # another program has taken the port since it was checked
+            raise _in_use(port) from error
         logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
         try:
             yield page.local_url

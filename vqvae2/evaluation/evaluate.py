@@ -57,8 +57,9 @@ def judge(subject: Subject) -> dict[str, Any]:
     if not lpips_weights_are_there():
         accelerator.print(f"{lpips_weights()}: missing or damaged, LPIPS is skipped: download {LPIPS_URL} to this path")
 
+    judged: dict[str, Any] = {"weights": subject.generator.fingerprint()}
     directory = part_dir(subject.directory, "reconstruction", subject.made_of(), accelerator)
-    judged = found(directory, lambda: metrics.reconstruction(subject), accelerator)
+    judged |= found(directory, lambda: metrics.reconstruction(subject), accelerator)
     directory = part_dir(subject.directory, "likelihood", subject.made_of(priors=True), accelerator)
     judged["likelihood"] = found(directory, lambda: metrics.likelihood(subject), accelerator)
 

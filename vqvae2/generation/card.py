@@ -47,7 +47,9 @@ def origin_of_run(run_dir: Path, fingerprint: str) -> Origin:
     """Collect the metrics and pictures of a run that belong to the weights with this fingerprint."""
     config = _read(run_dir / "config.yaml")
     comparison = run_dir / "evaluation" / "comparison"
-    current = _read(comparison / "made_of.json").get("weights") == fingerprint
+    evaluation = _read(run_dir / EVALUATION)
+    compared = _read(comparison / "made_of.json").get("weights")
+    current = evaluation.get("weights", compared) == compared == fingerprint  # earlier versions did not write the first
     drawn = sorted((run_dir / "samples").glob(f"grid_seed*_{fingerprint}.png"), key=lambda path: path.stat().st_mtime)
     steps = sorted((run_dir / "stage1" / "images").glob("step_*.png"))
     newest = dict(zip(PICTURES, (drawn[-1:], steps[-1:]), strict=True))
@@ -56,8 +58,8 @@ def origin_of_run(run_dir: Path, fingerprint: str) -> Origin:
         evaluated = [comparison / name] if current and (comparison / name).exists() else []
         if paths := evaluated or newest[name]:
             pictures[name] = paths[0]
-    evaluation = (_read(run_dir / EVALUATION) or None) if current else None
-    return Origin(_dataset(config.get("images")), None, evaluation, pictures, _training(config, run_dir))
+    evaluated_now = (evaluation or None) if current else None
+    return Origin(_dataset(config.get("images")), None, evaluated_now, pictures, _training(config, run_dir))
 
 
 def origin_of_folder(folder: Path, description: Description) -> Origin:
@@ -77,13 +79,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _dataset(images: Any) -> str | None:
-    """Name of the training images: a data set, or the last part of their folder's path."""
+    """Name of the training images: a data set, or the last part of their folder's path; None: unknown."""
     if not isinstance(images, dict):
         return None
     source, root = str(images.get("source")), images.get("root")
     if source == "shapes":
         return "synthetic shapes"
-    return Path(str(root)).name if source == "folder" else source.partition(":")[2]
+    name = source.partition(":")[2] or (Path(str(root)).name if root else "")
+    return name or None
 
 
 def _training(config: dict[str, Any], run_dir: Path) -> str | None:
@@ -96,7 +99,7 @@ def _training(config: dict[str, Any], run_dir: Path) -> str | None:
     shared = deepcopy(config) | {"run_dir": f"runs/{run_dir.resolve().name}", "images": images}
     priors = [x for x in (shared.get("priors") or {}).values() if isinstance(x, dict)]
     for train in (shared.get("stage1"), *(x.get("train") for x in priors)):
-        if isinstance(train, dict) and Path(train.get("start_from") or "").is_absolute():
+        if isinstance(train, dict) and str(train.get("start_from") or "").startswith(("/", ".", "~")):
             train["start_from"] = Path(train["start_from"]).name
     return yaml.safe_dump(shared, sort_keys=False)
 

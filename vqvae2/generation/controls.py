@@ -1,6 +1,7 @@
 """Validation of the sampling arguments: labels, temperature, top-k, top-p and guidance."""
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import TypeAlias, TypeVar, cast
 
 import torch
@@ -12,8 +13,18 @@ from vqvae2.run.seeding import keyed_generator
 
 UNCONDITIONAL = "none"
 
+
+class NoClass(Enum):
+    """The label of the unconditional model, also of a run with a class that is named "none"."""
+
+    NO_CLASS = "no class"
+
+
+NO_CLASS = NoClass.NO_CLASS
+HIDDEN = -1  # class index for the unconditional model
+
 T = TypeVar("T")
-Label = str | int | None
+Label = str | int | NoClass | None
 ByLevel: TypeAlias = T | dict[str, T]  # one value for all levels, or values by level
 
 
@@ -29,8 +40,8 @@ def choose_labels(
     """Class index of each image, (B,) int64, -1 for the unconditional model; None if the run has no classes.
 
     Args:
-        label: one label for all images, or one for each image. A label is a class name or index, "none" for the
-            unconditional model, or None for a class drawn at random with the training frequencies.
+        label: one label for all images, or one for each image. A label is a class name or index, "none" or
+            NO_CLASS for the unconditional model, or None for a class drawn at random with the training frequencies.
         indices: image numbers; the class of an image is drawn by (seed, image number).
         seed: seed of the random numbers.
         guidance: scale of classifier-free guidance; 1: no guidance.
@@ -45,15 +56,16 @@ def choose_labels(
     if len(wanted) != len(indices):
         raise UserError(f"label: {len(wanted)} labels for {len(indices)} images: give one label, or one for each image")
     if not classes:
-        if guidance != 1 or any(x is not None and x != UNCONDITIONAL for x in wanted):
+        if guidance != 1 or any(x not in (None, UNCONDITIONAL, NO_CLASS) for x in wanted):
             raise UserError("label, guidance: this run was trained on images without classes: leave both out")
         return None
-    if not can_be_hidden and (guidance != 1 or UNCONDITIONAL in wanted):
+    drawn = torch.tensor(frequencies, dtype=torch.float64)
+    chosen = [_class_index(x, i, seed, classes, drawn) for x, i in zip(wanted, indices, strict=True)]
+    if not can_be_hidden and (guidance != 1 or HIDDEN in chosen):
         raise UserError(
             "label none, guidance: the priors of this run were trained with label_dropout 0: give a class, no guidance"
         )
-    drawn = torch.tensor(frequencies, dtype=torch.float64)
-    return torch.tensor([_class_index(x, i, seed, classes, drawn) for x, i in zip(wanted, indices, strict=True)])
+    return torch.tensor(chosen)
 
 
 def _class_index(label: Label, image: int, seed: int, classes: list[str], frequencies: Tensor) -> int:
@@ -62,8 +74,8 @@ def _class_index(label: Label, image: int, seed: int, classes: list[str], freque
         return int((frequencies.cumsum(0) <= uniform * frequencies.sum()).sum())
     if label in classes:
         return classes.index(label)
-    if label == UNCONDITIONAL:
-        return -1
+    if label in (UNCONDITIONAL, NO_CLASS):
+        return HIDDEN
     if str(label).isdecimal() and int(label) < len(classes):
         return int(label)
     raise UserError(

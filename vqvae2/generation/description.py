@@ -20,6 +20,7 @@ from vqvae2.config import (
     level_grids,
 )
 from vqvae2.errors import UserError
+from vqvae2.images.decode import WHITE
 from vqvae2.run.command_line import parse_record
 from vqvae2.run.given import check_names
 
@@ -27,6 +28,8 @@ LIBRARY = "vqvae2"
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 AUTOENCODER = "autoencoder.safetensors"
+KINDS: dict[str, type] = dict.fromkeys(("image_size", "background", "classes", "class_frequencies"), list)
+KINDS |= dict.fromkeys(("autoencoder", "priors", "sha256"), dict)
 TRAINING_FIELDS = ("train", "activation_checkpointing")  # of a prior; they do not change the trained model
 
 
@@ -41,6 +44,7 @@ class Description:
         license: identifier of the license, such as mit; None: not stated.
         image_size: height and width of the images in pixels.
         channels: channels of the images.
+        background: color under transparent pixels of image files, three values from 0 to 255.
         classes: class names of the training images; empty without classes.
         class_frequencies: share of the training images in each class.
         pixel_variance: mean squared error of the reconstructions of training images, of pixels in [-1, 1]; None:
@@ -56,6 +60,7 @@ class Description:
     license: str | None
     image_size: list[int]
     channels: int
+    background: list[int]
     classes: list[str]
     class_frequencies: list[float]
     pixel_variance: float | None
@@ -70,7 +75,7 @@ class Description:
 
     def of_autoencoder(self) -> dict[str, Any]:
         """The description of the autoencoder, as in the model.json of stage 1."""
-        kept = ("image_size", "channels", "classes", "class_frequencies", "pixel_variance")
+        kept = ("image_size", "channels", "background", "classes", "class_frequencies", "pixel_variance")
         whole = as_dict(self)
         return {key: whole[key] for key in kept} | {"model": whole["autoencoder"], "sha256": self.sha256[AUTOENCODER]}
 
@@ -99,6 +104,11 @@ def prior_file(level: str) -> str:
     return f"prior_{level}.safetensors"
 
 
+def is_prior_file(name: str) -> bool:
+    """Whether a file has the name of a prior's weights."""
+    return name.startswith(prior_file("").removesuffix(".safetensors")) and name.endswith(".safetensors")
+
+
 def read_config(path: Path) -> Description:
     """Read and check a config.json. A field that is unknown, missing or not valid is refused.
 
@@ -117,8 +127,9 @@ def read_config(path: Path) -> Description:
             f"update {LIBRARY}, or export the model again"
         )
     try:
+        _check_kinds(content)
         _check_names(content)
-        content = completed(content)
+        content = completed({"background": list(WHITE)} | content)  # which earlier versions did not write
         description = parse_record(Description, content)
         if missing := _missing(description.content(), content):
             raise UserError(f"{missing}: missing field: export the model again")
@@ -136,6 +147,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}): export or download the model again") from error
     return content if isinstance(content, dict) else {}
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    """Refuse a text where a list or an object belongs, which would be parsed as YAML."""
+    for name, kind in KINDS.items():
+        if name in content and not isinstance(content[name], kind):
+            raise UserError(f"{name}: {content[name]!r} is not valid: use {'a list' if kind is list else 'an object'}")
 
 
 def _check_names(content: dict[str, Any]) -> None:
@@ -166,7 +184,7 @@ def _missing(expected: Any, given: Any, key: str = "") -> str | None:
 
 def _check_values(description: Description) -> None:
     """Apply the checks of a run's configuration, and check classes and files."""
-    images = ImagesConfig(size=description.image_size, channels=description.channels)
+    images = ImagesConfig(size=description.image_size, channels=description.channels, background=description.background)
     train = TrainConfig()
     check(Config("unused", images, description.autoencoder, train, Stage2Config(), description.priors))
     frequencies = description.class_frequencies

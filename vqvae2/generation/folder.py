@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from vqvae2.config import SAMPLES_AT_A_TIME
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.generation.controls import UNCONDITIONAL
+from vqvae2.generation.controls import NO_CLASS, NoClass
 from vqvae2.generation.generator import Generator
 from vqvae2.generation.reconstruction import Reconstructions
-from vqvae2.images.decode import EXTENSIONS, WHITE, read_image
+from vqvae2.images.decode import EXTENSIONS, read_image
 from vqvae2.images.folder import files_below
 from vqvae2.images.grids import save_grid, save_image
-from vqvae2.run.directory import make_dir, recorded_sections, write_atomically, writing
+from vqvae2.run.directory import make_dir, write_atomically, writing
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.lock import locked_by_main
 from vqvae2.run.stopping import StopRequests
@@ -40,14 +40,14 @@ class Work(NamedTuple):
     Attributes:
         images: folder of the images.
         names: paths of the images, relative to `images`.
-        labels: class name of each image, "none" without one; None: the model has no classes.
+        labels: class index of each image, NO_CLASS without one; None: the model has no classes.
         output: folder to write to.
         beside: whether each file also shows the original and the image of the coarsest codes alone.
     """
 
     images: Path
     names: list[str]
-    labels: list[str] | None
+    labels: list[int | NoClass] | None
     output: Path
     beside: bool
 
@@ -63,7 +63,7 @@ def reconstruct_folder(
     """Write the reconstruction of each image of a folder to pictures/ and a row of each to images.csv.
 
     The batches are distributed over the processes. A batch that is finished is skipped when the same command runs
-    again; other images or other weights start over. Files that cannot be read are listed in unreadable.txt.
+    again; changed images or other weights start over. Files that cannot be read are listed in unreadable.txt.
 
     Args:
         generator: generator of a saved model, or of a run whose stage 1 has finished.
@@ -77,7 +77,8 @@ def reconstruct_folder(
         The path of images.csv, sorted by likelihood, the least likely image first.
 
     Raises:
-        UserError: the folder has no images, the output folder cannot be used, or no image can be read.
+        UserError: the folder has no images, the output folder cannot be used or has the reconstructions of another
+            folder, or no image can be read.
         StoppedError: a signal was received or the launcher has ended; finished batches are saved.
     """
     names = list_names(images, output)
@@ -104,12 +105,14 @@ def list_names(images: Path, output: Path) -> list[str]:
     """Sorted paths, relative to `images`, of all images in it and its subfolders.
 
     Raises:
-        UserError: the folder is missing or has no images, or `output` is inside it.
+        UserError: the folder is missing or has no images, or one of it and `output` is inside the other.
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such folder: give an existing folder of images")
     if output.resolve().is_relative_to(images.resolve()):
         raise UserError(f"{output}: inside the folder of the images, {images}: give another --output")
+    if images.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"{images}: inside the folder of the output, {output}: give another --output")
     names = sorted(name for name in files_below(images) if Path(name).suffix.lower() in EXTENSIONS)
     if not names:
         raise UserError(
@@ -119,8 +122,8 @@ def list_names(images: Path, output: Path) -> list[str]:
     return names
 
 
-def labels_of(generator: Generator, names: list[str]) -> list[str] | None:
-    """Class name of each image: its first folder if a class has that name, else "none" for the unconditional model.
+def labels_of(generator: Generator, names: list[str]) -> list[int | NoClass] | None:
+    """Class index of each image: that of the class named as its first folder, else NO_CLASS.
 
     Raises:
         UserError: an image has no class, and there is no unconditional model.
@@ -128,10 +131,11 @@ def labels_of(generator: Generator, names: list[str]) -> list[str] | None:
     if not generator.classes:
         return None
     first = [Path(name).parts[0] if "/" in name else "" for name in names]
-    labels = [name if name in generator.classes else UNCONDITIONAL for name in first]
-    if UNCONDITIONAL in labels and _needs_classes(generator):
+    index = {name: i for i, name in enumerate(generator.classes)}
+    labels: list[int | NoClass] = [index.get(name, NO_CLASS) for name in first]
+    if NO_CLASS in labels and _needs_classes(generator):
         raise UserError(
-            f"{names[labels.index(UNCONDITIONAL)]}: in no folder named as a class, and the priors were trained with "
+            f"{names[labels.index(NO_CLASS)]}: in no folder named as a class, and the priors were trained with "
             f"label_dropout 0: put the images into folders of their classes ({', '.join(generator.classes[:10])})"
         )
     return labels
@@ -153,17 +157,39 @@ def _check_output(output: Path) -> None:
 
 
 def _begin(generator: Generator, work: Work) -> None:
-    """Delete what was made of other inputs, and record the inputs."""
-    made_of = json.dumps(_made_of(generator, work), indent=2).encode()
+    """Delete what was made of other inputs and what lacks images, and record the inputs.
+
+    Raises:
+        UserError: the output folder has the reconstructions of another folder of images.
+    """
+    inputs = _made_of(generator, work)
     record = work.output / MADE_OF
+    recorded = _read_record(record)
+    if recorded.get("images", inputs["images"]) != inputs["images"]:
+        raise UserError(
+            f"{work.output}: has the reconstructions of {recorded['images']}: give another --output, or delete it"
+        )
     with writing(work.output):
-        if record.exists() and record.read_bytes() != made_of:
+        if record.exists() and recorded != inputs:
             print(f"{work.output}: images, model or options have changed: starting over", flush=True)
+            write_atomically(record, b"{}")  # a deletion that is interrupted goes on with the next start
             for name in (PICTURES, PARTS):
                 shutil.rmtree(work.output / name, ignore_errors=True)
             (work.output / TABLE).unlink(missing_ok=True)
-    write_atomically(record, made_of)
+        files = _Files(generator, work)
+        for part in (work.output / PARTS).glob("*.json"):
+            failed = json.loads(part.read_text())["unreadable"]
+            if any(not isinstance(files[work.names.index(name)], str) for name in failed):
+                part.unlink()  # a file has become readable
+    write_atomically(record, json.dumps(inputs, indent=2).encode())
     make_dir(work.output / PARTS)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # missing or damaged
 
 
 def _made_of(generator: Generator, work: Work) -> dict[str, Any]:
@@ -173,8 +199,12 @@ def _made_of(generator: Generator, work: Work) -> dict[str, Any]:
         weights = generator.fingerprint(priors=False)
     files = hashlib.sha256()
     for name in work.names:
-        status = (work.images / name).stat() if (work.images / name).exists() else None
-        stamp = status and (status.st_size, status.st_mtime_ns)
+        try:
+            status = (work.images / name).stat()
+        except OSError:  # reading the file then fails, which is listed
+            stamp = None
+        else:
+            stamp = (status.st_size, status.st_mtime_ns)
         files.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
     return {
         "weights": weights,
@@ -189,8 +219,7 @@ class _Files(Dataset):
     """Maps an index to the image, uint8 (C, H, W), or to the reason why it cannot be read."""
 
     def __init__(self, generator: Generator, work: Work):
-        recorded = {} if generator.run_dir is None else recorded_sections(generator.run_dir).get("images", {})
-        self.background = tuple(recorded.get("background", WHITE))
+        self.background = generator.background
         self.size, self.channels = generator.height_width, generator.channels
         self.paths = [work.images / name for name in work.names]
 
@@ -262,7 +291,10 @@ def _write_table(generator: Generator, work: Work) -> None:
     lines = [f"{name}\t{error}\n" for name, error in unreadable.items()]
     write_atomically(listed, "".join(lines).encode("utf-8", "surrogateescape"))
     if not rows:
-        raise UserError(f"{work.images}: none of {len(unreadable)} files can be read; they are listed in {listed}")
+        raise UserError(
+            f"{work.images}: none of {len(unreadable)} files can be read: see the reasons in {listed}, or give another "
+            "folder"
+        )
     if unreadable:
         print(f"warning: {len(unreadable)} files cannot be read and are skipped; listed in {listed}", file=sys.stderr)
     if reason := next((part["reason"] for part in parts if part.get("reason")), None):

@@ -18,7 +18,7 @@ from vqvae2.errors import UserError
 from vqvae2.generation import hub
 from vqvae2.generation.batches import CodesSoFar, sample_batch
 from vqvae2.generation.card import origin_of_folder, origin_of_run
-from vqvae2.generation.controls import UNCONDITIONAL, ByLevel, Label, at_least, choose_labels, controls_of
+from vqvae2.generation.controls import NO_CLASS, ByLevel, Label, at_least, choose_labels, controls_of
 from vqvae2.generation.likelihood import ImageLikelihood, evaluated_variance, image_likelihood
 from vqvae2.generation.pretrained import SavedModels, check_target, load_models, save_models
 from vqvae2.generation.reconstruction import Reconstructions, measured
@@ -169,11 +169,9 @@ class Generator:
         Raises:
             UserError: a stage has not finished, or the files cannot be uploaded.
         """
-        self.fingerprint()  # loads all priors, which fails if one is missing
-        _saved_dtype(dtype)
-        address = hub.create_repository(repository, private, token)
         with tempfile.TemporaryDirectory() as folder:
-            self._save(Path(folder), dtype, license, repository)
+            self._save(Path(folder), dtype, license, repository)  # fails before a repository is created
+            address = hub.create_repository(repository, private, token)
             hub.upload(Path(folder), repository, token)
         return address
 
@@ -203,6 +201,11 @@ class Generator:
     def channels(self) -> int:
         """Channels of the images."""
         return self._trained.channels
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """Color under transparent pixels of image files, three values from 0 to 255."""
+        return self._trained.background
 
     @property
     def priors(self) -> dict[str, Prior]:
@@ -440,7 +443,8 @@ class Generator:
 
     def read_image(self, path: str | Path) -> Tensor:
         """Read an image file in the size and channels of this run: uint8 (1, C, H, W)."""
-        return read_image(Path(path), self._trained.height_width, self._trained.channels)[None]
+        trained = self._trained
+        return read_image(Path(path), trained.height_width, trained.channels, trained.background)[None]
 
     def log_likelihood(self, images: Tensor, labels: Sequence[Label] | Tensor | None = None) -> ImageLikelihood:
         """Likelihood of images, uint8 (B, C, H, W): nats of the codes of each level and bits per dimension.
@@ -455,7 +459,7 @@ class Generator:
         """
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         if given is None:
-            given = [UNCONDITIONAL if self.classes else None] * len(images)
+            given = [NO_CLASS if self.classes else None] * len(images)
         chosen = self.labels(given, range(len(images)), seed=0)
         codes = self.encode(images)
         with torch.no_grad(), self._autocast():

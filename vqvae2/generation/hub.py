@@ -1,5 +1,7 @@
 """Download of saved models from the Hugging Face Hub and upload to it, with messages for what can go wrong."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +19,10 @@ from huggingface_hub.errors import (
 )
 
 from vqvae2.errors import UserError, reason_of
+from vqvae2.generation.card import EVALUATION, PICTURES, TRAINING
 
 DENIED = (401, 403)
+LOCAL = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of this machine's disk
 SIGN_IN = "sign in with `hf auth login`, or pass a valid token"
 
 
@@ -38,12 +42,20 @@ def download(repository: str, files: list[str], revision: str | None, **options:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files, **options))
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name has the form USER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+
+
 def create_repository(repository: str, private: bool, token: str | None) -> str:
     """Create a repository unless it exists, and return its address.
 
     Raises:
-        UserError: it cannot be created, or `private` is true and it exists and is public.
+        UserError: the name is not valid, the repository cannot be created, or `private` is true and it exists and is
+            public.
     """
+    if not is_repository(repository):
+        raise UserError(f"{repository}: not a valid name of a repository: use USER/NAME")
     api = HfApi(token=token)
     with _told(repository, None):
         address = str(api.create_repo(repository, private=private, exist_ok=True))
@@ -54,7 +66,7 @@ def create_repository(repository: str, private: bool, token: str | None) -> str:
 
 
 def upload(folder: Path, repository: str, token: str | None) -> None:
-    """Upload the files of a folder to a repository; weights files that the folder does not contain are deleted there.
+    """Upload the files of a folder to a repository; files of an earlier export that it lacks are deleted there.
 
     Raises:
         UserError: the files cannot be uploaded.
@@ -64,7 +76,7 @@ def upload(folder: Path, repository: str, token: str | None) -> None:
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload a VQ-VAE-2 model",
-            delete_patterns="*.safetensors",
+            delete_patterns=["*.safetensors", *PICTURES, EVALUATION, TRAINING],
         )
 
 
@@ -94,6 +106,11 @@ def _raise_user_error(error: Exception, repository: str, revision: str | None) -
     elif isinstance(error, LocalEntryNotFoundError):
         message = "not in the cache, and the Hub cannot be reached: check the network, HF_HUB_OFFLINE and "
         message += "local_files_only, or give a folder"
+    elif isinstance(error, OSError) and error.errno in LOCAL:
+        message = f"{error.filename or 'a file'} cannot be written ({error.strerror}): free disk space, grant write "
+        message += "permission, or set HF_HOME to another folder"
+    elif isinstance(error, ValueError):
+        message = f"not accepted ({reason_of(error)}): correct this and run the command again"
     elif isinstance(error, HfHubHTTPError):
         message = f"the Hub refused ({reason_of(error)}): try again later"
     else:

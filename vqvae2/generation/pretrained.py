@@ -2,9 +2,10 @@
 
 import json
 import os
-import re
+import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from vqvae2.generation.description import (
     FORMAT_VERSION,
     LIBRARY,
     Description,
+    is_prior_file,
     prior_file,
     read_config,
 )
@@ -31,6 +33,8 @@ from vqvae2.run.model_files import read_checked, save_tensors
 
 BUNDLED = Path(__file__).parents[1] / "pretrained"  # models that are part of the package, a folder each
 CARD = "README.md"
+EXPORTED = {*PICTURES, CARD, EVALUATION, TRAINING}
+UNFINISHED = ".export."  # beginning of the name of the folder that an export is written to first
 
 
 class SavedModels(NamedTuple):
@@ -98,10 +102,11 @@ def _local_folder(name: str | Path) -> Path | None:
     bundled = bundled_names()
     if name in bundled:
         return BUNDLED / name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    with suppress(OSError, RuntimeError):  # a name too long for a file, or ~USER of an unknown user
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+    if isinstance(name, str) and hub.is_repository(name):
         return None
     raise UserError(
         f"{name}: not a folder: give the folder of a saved model, a repository USER/NAME, or a bundled model "
@@ -142,9 +147,11 @@ def save_models(
         UserError: the folder has other files, or a file cannot be written.
     """
     former = check_target(folder)
-    make_dir(folder.resolve().parent)
-    with writing(folder), tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=f".{folder.name}.") as beside:
-        new = Path(beside)
+    make_dir(folder)
+    for left in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as inside:
+        new = Path(inside)
         save_tensors(autoencoder.module.state_dict(), new / AUTOENCODER)
         for level, prior in priors.items():
             save_tensors(_cast(prior.state_dict(), dtype), new / prior_file(level))
@@ -160,7 +167,6 @@ def save_models(
             (new / EVALUATION).write_text(json.dumps(origin.evaluation, indent=2) + "\n")
         if origin.training is not None:
             (new / TRAINING).write_text(origin.training)
-        folder.mkdir(exist_ok=True)
         files = sorted(os.listdir(new), key=lambda file: file == CONFIG)  # config.json last: it has the hashes
         for file in files:
             os.replace(new / file, folder / file)
@@ -176,8 +182,12 @@ def check_target(folder: Path) -> set[str]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file: use a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    unfinished = {name for name in names if name.startswith(UNFINISHED)}
+    if not names - unfinished:
         return set()
+    if unfinished and names - unfinished <= {CONFIG, *EXPORTED, AUTOENCODER} | {x for x in names if is_prior_file(x)}:
+        return names - unfinished - {CONFIG, CARD}  # of an export that was interrupted
     try:
         former = read_config(folder / CONFIG)
     except UserError as error:
@@ -199,6 +209,7 @@ def _describe(
         origin.license,
         list(autoencoder.height_width),
         autoencoder.channels,
+        list(autoencoder.background),
         autoencoder.classes,
         autoencoder.class_frequencies,
         pixel_variance,

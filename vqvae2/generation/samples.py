@@ -21,6 +21,7 @@ from vqvae2.run.directory import make_dir, writing
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.stopping import StopRequests
 
+LONGEST_NAME = 40  # bytes of a class or an image file in the name of a sample's file, which may have 255 in all
 GRID_IMAGES = 64  # maximum number of images in an image grid
 
 
@@ -90,7 +91,7 @@ def start_from(
 
 def _image_name(path: str, pixels: torch.Tensor) -> str:
     """Stem of the file name and eight hexadecimal digits of the SHA-256 of the resized image."""
-    return f"{Path(path).stem}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
+    return f"{_short(Path(path).stem)}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def _region_name(region: str | torch.Tensor) -> str:
@@ -207,7 +208,7 @@ def _stem(
     parts = (
         ([start.name] if start else [])
         + [f"seed{seed}"]
-        + ([f"label-{label}".replace("/", "-")] if label is not None else [])
+        + ([f"label-{_short(str(label))}"] if label is not None else [])
     )
     parts += [f"{key}{value}" for key, value in controls.items() if value != neutral[key]]
     parts += [str(generator.dtype).removeprefix("torch."), f"batch{batch_size}"]
@@ -215,4 +216,13 @@ def _stem(
 
 
 def _class_suffix(labels: torch.Tensor | None, i: int, generator: Generator) -> str:
-    return "" if labels is None or labels[i] < 0 else "_" + generator.classes[labels[i]].replace("/", "-")
+    return "" if labels is None or labels[i] < 0 else "_" + _short(generator.classes[labels[i]])
+
+
+def _short(name: str) -> str:
+    """A name as part of a file name: itself, or if it is long or has a slash, its beginning and a hash."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if "/" not in name and len(encoded) <= LONGEST_NAME:
+        return name
+    beginning = encoded[:LONGEST_NAME].decode("utf-8", "ignore").replace("/", "-")
+    return f"{beginning}-{hashlib.sha256(encoded).hexdigest()[:8]}"

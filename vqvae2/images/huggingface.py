@@ -83,6 +83,8 @@ def open_rows(images: ImagesConfig) -> tuple[Rows, Rows | None]:
     for part in HELD_OUT:
         if part == train or part not in parts or not len(parts[part]):
             continue
+        if label_column is not None and label_column not in parts[part].features:
+            continue
         texts = _texts(name, parts[part], label_column)[1]
         if label_column is None or any(x is not None for x in texts):
             return rows, _rows(name, part, parts[part], image_column, classes, texts, images)
@@ -135,7 +137,8 @@ def _image_column(name: str, rows: "Dataset", images: ImagesConfig) -> str:
     if images.image_column is not None:
         feature = _feature(name, rows, "image_column", images.image_column)
         encoded = isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()
-        if not encoded and not isinstance(feature, datasets.Image) and feature != datasets.Value("binary"):
+        binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        if not encoded and not binary and not isinstance(feature, datasets.Image):
             raise UserError(
                 f"{name}: images.image_column: column {images.image_column} does not hold images: use another"
             )
@@ -216,7 +219,12 @@ def _rows(
         raise UserError(
             f"{name}: split {part} has labels that split train lacks, such as {unknown[0]}: remove its rows"
         )
-    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    try:
+        encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{name}: images.image_column: column {column} does not hold images ({reason_of(error)}): use another"
+        ) from error
     labels = array("i", (index[x] for x in texts) if classes else [-1] * len(rows))
     return Rows(f"{name}, split {part}", encoded, column, classes, labels, _names(encoded, column, images.root))
 

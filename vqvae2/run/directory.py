@@ -75,7 +75,7 @@ def flush_tensors(path: Path) -> None:
 
 
 def _cannot_write(reason: str | None) -> str:
-    return f"cannot be written ({reason}): free disk space, grant write permission, or use another run_dir"
+    return f"cannot be written ({reason}): free disk space, grant write permission, or use another folder"
 
 
 def make_dir(path: Path) -> Path:

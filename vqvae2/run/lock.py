@@ -38,7 +38,7 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in HELD_ELSEWHERE:
                 raise UserError(
-                    f"{directory}: in use by {_holder(file.read())}: wait for it, stop it, or use another run_dir"
+                    f"{directory}: in use by {_holder(file.read())}: wait for it, stop it, or use another folder"
                 ) from None
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))

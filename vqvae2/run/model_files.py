@@ -100,10 +100,12 @@ def read_checked(path: Path, digest: str, recorded_in: Path, remedy: str) -> dic
     """
     if not path.exists():
         raise UserError(f"{path}: file not found: {remedy}")
-    if sha256(path) != digest:
-        raise UserError(f"{path}: its SHA-256 differs from that in {recorded_in}: {remedy}")
     try:
+        if sha256(path) != digest:
+            raise UserError(f"{path}: its SHA-256 differs from that in {recorded_in}: {remedy}")
         return load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): grant read permission") from error
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}): {remedy}") from error
 
