@@ -15,10 +15,9 @@ def main() -> None:
     if not levels:
         print("there is only one level, and stage 3 trains its prior: nothing to do")
 
-    from vqvae2.stages import train_prior  # not at the top: importing PyTorch slows --help down
+    from vqvae2.stages import train_priors  # not at the top: importing PyTorch slows --help down
 
-    for level in [wanted] if wanted else levels:
-        train_prior(config, level)
+    train_priors(config, [wanted] if wanted else levels)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vqvae2.codes.extraction import extract_codes, open_codes
 from vqvae2.codes.format import Header
 from vqvae2.codes.loading import CodeBatch, load_code_batches
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
-from vqvae2.errors import UserError
+from vqvae2.errors import StoppedError, UserError
 from vqvae2.generation.start import recorded_start, start_autoencoder, start_prior
 from vqvae2.images.image_sets import Splits, with_flipped_copies
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
@@ -130,8 +130,20 @@ def _check_images(config: Config, trained: TrainedAutoencoder, splits: Splits) -
             )
 
 
-def train_prior(config: Config, level: str) -> None:
-    """Stages 3 and 4: train the prior of one level on codes -> model.safetensors in stage3/ or stage4/LEVEL/."""
+def train_priors(config: Config, levels: list[str]) -> None:
+    """Stage 4: train the priors of some levels, one after the other."""
+    for level in levels:
+        reason = train_prior(config, level)
+        if reason and level != levels[-1]:
+            raise StoppedError(f"{config.run_dir}: stopped by {reason} after the prior of {level}")
+
+
+def train_prior(config: Config, level: str) -> str | None:
+    """Stages 3 and 4: train the prior of one level on codes -> model.safetensors in stage3/ or stage4/LEVEL/.
+
+    Returns:
+        As for `train`.
+    """
     trained = _load_autoencoder(config)
     names = [grid.name for grid in trained.grids]
     if level not in names:
@@ -159,7 +171,7 @@ def train_prior(config: Config, level: str) -> None:
     }
     started = recorded_start(directory)
     if not begin_training(directory, sections | started, settings, accelerator):
-        return
+        return None
 
     prior = build_prior(
         prior_config, trained.grids, level, len(trained.classes), config.seed, trained.module.codebooks()
@@ -186,9 +198,10 @@ def train_prior(config: Config, level: str) -> None:
     objective = PriorObjective(prior, settings.batch_size, config.seed)
     with recorded(directory, sections | started, config, accelerator):
         loop = (objective, batches, validate, settings, directory, config.seed, accelerator, describe)
-        train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
+        reason = train(*loop, after_validation=lambda: write_report(Path(config.run_dir)))
     accelerator.end_training()
     accelerator.print(f"prior of {level}: {directory / 'model.safetensors'}")
+    return reason
 
 
 def _load_autoencoder(config: Config) -> TrainedAutoencoder:

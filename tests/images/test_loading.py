@@ -1,6 +1,8 @@
 """Loading batches of images, with and without worker processes."""
 
 import itertools
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,19 @@ def test_an_image_that_broke_is_replaced_by_the_next(images: ImageSet, workers: 
     assert torch.cat([batch.labels for batch in batches]).tolist() == [images.labels[i] for i in taken]
     said = capsys.readouterr().err
     assert [said.count(f"warning: {images.names[i]}: cannot be read") for i in (3, 4, 10)] == [1, 1, 1]
+
+
+def signals_ignored(index: int, crop: Crop | None = None) -> Tensor:
+    """An image whose pixels are 1 where it is loaded by a process that ignores the signals to stop."""
+    ignored = all(signal.getsignal(x) == signal.SIG_IGN for x in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+    return torch.full((3, 2, 2), int(ignored), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_ignore_the_signals_to_stop(images: ImageSet, workers: int):
+    """Sent to all processes, as by a terminal, they are for the process that saves; it ends its workers itself."""
+    batch = next(load_batches(replace(images, load=signals_ignored), in_order([0, 1], 2), workers))
+    assert (batch.images == workers).all()
 
 
 def test_a_folder_that_is_gone_ends_the_loading(tmp_path: Path):

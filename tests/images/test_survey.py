@@ -67,14 +67,18 @@ def test_survey_finds_what_cannot_be_read(root: Path, tmp_path: Path, workers: i
 def test_files_that_have_not_changed_are_not_decoded_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only files with a changed size or modification time are decoded again; deleted files are removed."""
+    """Only files with a changed size or modification time, or that could not be read, are decoded again.
+
+    Deleted files are removed.
+    """
     images, record = configuration(root, max_unreadable_fraction=0.5), tmp_path / "x.safetensors"
     first = survey_images(root, images, record, frozen=False, show=False)
     decoded: list[str] = []
     read = module.read_image
     monkeypatch.setattr(module, "read_image", lambda path, *size: decoded.append(path.name) or read(path, *size))
     again = survey_images(root, images, record, frozen=False, show=False)
-    assert list(again) == list(first) and decoded == []
+    assert list(again) == list(first) and decoded == ["broken.jpg"]
+    decoded.clear()
     os.utime(root / "shoe" / "c.png", ns=(1, 1))
     picture(root / "hat" / "broken.jpg", (16, 16))
     (root / "hat" / "a.jpg").unlink()
@@ -127,11 +131,14 @@ def test_records_of_earlier_versions_are_read(root: Path, tmp_path: Path, monkey
     survey = survey_images(root, images, record, frozen=False, show=False)
     write_former_record(survey, tmp_path / "x.json")
     record.unlink()
-    monkeypatch.setattr(module, "read_image", lambda *given: pytest.fail("a file is decoded again"))
+    read = module.read_image
+    decoded: list[str] = []
+    monkeypatch.setattr(module, "read_image", lambda path, *given: decoded.append(path.name) or read(path, *given))
     (tmp_path / "elsewhere").mkdir()
     assert list(survey_images(tmp_path / "elsewhere", images, record, frozen=True, show=False)) == list(survey)
     assert not record.exists()
     assert list(survey_images(root, images, record, frozen=False, show=False)) == list(survey)
+    assert decoded == ["broken.jpg"]  # what could not be read is tried again
     assert record.exists() and not (tmp_path / "x.json").exists()
 
 

@@ -61,6 +61,8 @@ def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path) -> None:
     log = tmp_path / "run" / "stage1" / "metrics.jsonl"
     try:
         wait_until(lambda: log.exists() and log.stat().st_size > 0, "the first step")
+        with pytest.raises(UserError, match="in use by process"), locked(tmp_path / "run" / "stage1"):
+            pass
         processes[1].send_signal(signal.SIGKILL)
         began = time.monotonic()
         processes[0].communicate(timeout=60)

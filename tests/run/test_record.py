@@ -116,6 +116,16 @@ def test_fewer_steps_than_the_checkpoint_are_refused(tiny_run: tuple[Path, Path]
     succeed("stage1", *flags, "4")
 
 
+def test_a_finished_stage_without_checkpoints_does_not_start_over(tiny_run: tuple[Path, Path], run: Path) -> None:
+    """With more steps, a stage whose checkpoints were deleted is refused, and its log and model stay."""
+    shutil.rmtree(run / "stage1" / "checkpoints")
+    before = {name: (run / "stage1" / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
+    flags = ("--config", str(tiny_run[0]), "--run_dir", str(run), "--stage1.total_steps")
+    assert "finished at step 4, but its checkpoints are missing" in refusal("stage1", *flags, "6")
+    assert {name: (run / "stage1" / name).read_bytes() for name in before} == before
+    assert "nothing to do" in succeed("stage1", *flags, "4")
+
+
 def test_a_run_that_met_a_nan_goes_on_with_another_rate(tiny_run: tuple[Path, Path], run: Path) -> None:
     """A learning rate that leads to non-finite values stops the run.
 

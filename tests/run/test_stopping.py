@@ -7,14 +7,18 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.by_hand.soak import soak
 from tests.conftest import ROOT, command_of, refusal, running, succeed, wait_until, write_config
+from vqvae2 import stages
+from vqvae2.config import AutoencoderConfig, Config, ImagesConfig, Stage2Config, TrainConfig
+from vqvae2.errors import StoppedError
 from vqvae2.run import stopping
-from vqvae2.run.command_line import INTERRUPTED, STOPPED
+from vqvae2.run.command_line import INTERRUPTED, STOPPED, run
 from vqvae2.run.stopping import StopRequests
 
 ENDLESS = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000", "--stage1.save_every", "100000"]
@@ -68,6 +72,36 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, endless: list[str], 
     assert f"stopped by {number.name} and saved at step {step}" in errors and "Traceback" not in errors
     out = succeed("stage1", *endless[:2], "--stage1.total_steps", str(step + 1))
     assert f"going on from step {step}" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda x: x.name)
+def test_a_signal_outside_training_ends_with_the_same_code(
+    number: signal.Signals, capsys: pytest.CaptureFixture
+) -> None:
+    """As in a survey, where nothing is to be saved; exceptions that a library catches do not hide it."""
+
+    def main() -> None:
+        with suppress(Exception):
+            os.kill(os.getpid(), number)
+            wait_until(lambda: False, "the signal")
+
+    former = signal.getsignal(number)
+    with pytest.raises(SystemExit) as exit:
+        run(main)
+    assert exit.value.code == STOPPED and f"stopped by {number.name}: run the same" in capsys.readouterr().err
+    assert signal.getsignal(number) == former
+
+
+def test_a_request_during_the_last_step_of_a_prior_keeps_the_next_one_from_starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+    config = Config("run", ImagesConfig(), AutoencoderConfig([]), TrainConfig(), Stage2Config(), {})
+    monkeypatch.setattr(stages, "train_prior", lambda config, level: begun.append(level) or "SIGUSR1")
+    with pytest.raises(StoppedError, match="stopped by SIGUSR1 after the prior of middle"):
+        stages.train_priors(config, ["middle", "bottom"])
+    assert begun == ["middle"]
+    stages.train_priors(config, ["bottom"])  # there is none left
 
 
 def test_one_of_two_processes_stops_both(tmp_path: Path, endless: list[str]) -> None:

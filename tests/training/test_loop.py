@@ -1,6 +1,8 @@
 """The training loop in one process: gradient accumulation, resuming and non-finite updates."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -102,7 +104,7 @@ def train(
     validate: Callable[[int], dict[str, float]] = lambda step: {"nats_per_code": -float(step)},
     pause: float = 0.0,
     after_validation: Callable[[], object] = lambda: None,
-) -> None:
+) -> str | None:
     """Run the loop on CPU processes, usually one; each batch is delayed by `pause` seconds."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -118,7 +120,7 @@ def train(
                 first = (part * accelerator.num_processes + accelerator.process_index) * share
                 yield part_of(batch_of(objective, step), slice(first, first + share))
 
-    loop.train(
+    return loop.train(
         objective, batches, validate, settings, directory, 0, accelerator, lambda: {"kind": "test"}, after_validation
     )
 
@@ -213,6 +215,32 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, build: Callable, p
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "resumed"))
     assert_equal(one, other)
     assert log_of(tmp_path / "straight") == log_of(tmp_path / "resumed")
+
+
+def test_a_run_goes_on_with_another_number_of_accumulation_steps(tmp_path: Path) -> None:
+    """The batch stays the same, and so do the updates, but for dropout."""
+    for name, first, then in (("whole", 1, 1), ("changed", 1, 2)):
+        settings, changed = (TrainConfig(**SETTINGS, gradient_accumulation_steps=parts) for parts in (first, then))
+        with pytest.raises(InterruptionError):
+            train(tmp_path / name, interrupt(autoencoder_objective(settings, torch.float64), 3), settings)
+        train(tmp_path / name, autoencoder_objective(changed, torch.float64), changed)
+    whole, split = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "changed"))
+    for name, x in whole.items():
+        assert torch.allclose(x, split[name], rtol=1e-5, atol=1e-9), name
+
+
+def test_a_request_after_the_last_step_is_passed_on(tmp_path: Path) -> None:
+    """A signal during the last validation does not keep the stage from finishing, and the caller hears of it."""
+    settings = TrainConfig(**SETTINGS)
+
+    def validate(step: int) -> dict[str, float]:
+        if step == settings.total_steps:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return {"nats_per_code": -float(step)}
+
+    assert train(tmp_path / "stopped", prior_objective(settings), settings, validate) == "SIGUSR1"
+    assert (tmp_path / "stopped" / "model.safetensors").exists()
+    assert train(tmp_path / "other", prior_objective(settings), settings) is None
 
 
 def test_old_checkpoint_goes_on_with_its_own_betas(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Validation of an autoencoder on held-out images: reconstruction error and codebook usage."""
 
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.usage import code_counts, usage_of
 from vqvae2.config import AutoencoderConfig, level_grids
+from vqvae2.errors import UserError
 from vqvae2.images.convert import to_uint8
 from vqvae2.images.distances import mse, psnr
 from vqvae2.images.grids import save_grid
@@ -67,7 +70,10 @@ def validate_autoencoder(
         usage = usage_of(accelerator.reduce(count))
         metrics |= {f"{level.name}_usage": usage.usage, f"{level.name}_perplexity": usage.perplexity}
     if grid and accelerator.is_main_process:
-        save_reconstruction_grid(autoencoder, images, window[:GRID_IMAGES], grid, accelerator)
+        try:
+            save_reconstruction_grid(autoencoder, images, window[:GRID_IMAGES], grid, accelerator)
+        except (OSError, UserError) as error:  # a picture that cannot be made must not stop training
+            tqdm.write(f"warning: the picture {grid} could not be written: {error}", file=sys.stderr)
     return metrics
 
 
@@ -103,7 +109,8 @@ def save_reconstruction_grid(
 
     With several levels, a row between them shows reconstructions from the coarsest level alone.
     """
-    originals = torch.stack([images.load(i) for i in indices]).to(accelerator.device)
+    batch = next(load_batches(images, in_order(indices, len(indices)), workers=0))  # replaces unreadable images
+    originals = batch.images.to(accelerator.device)
     with accelerator.autocast():
         codes = autoencoder.encode(originals)
         rows = [originals, autoencoder.decode(codes)]

@@ -26,7 +26,7 @@ from vqvae2.images.grids import save_grid, save_image
 from vqvae2.run.directory import make_dir, write_atomically, writing
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.lock import locked_by_main
-from vqvae2.run.stopping import StopRequests
+from vqvae2.run.stopping import StopRequests, ignore_stop_signals
 
 MADE_OF = "made_of.json"
 TABLE = "images.csv"
@@ -236,7 +236,13 @@ def _write_batches(generator: Generator, work: Work, state: PartialState, worker
     parts = {start: work.output / PARTS / f"{start:09d}.json" for start in every}
     mine = [start for start in list(every)[state.process_index :: state.num_processes] if not parts[start].exists()]
     batches = [list(range(x, min(x + SAMPLES_AT_A_TIME, len(work.names)))) for x in mine]
-    loader = DataLoader(_Files(generator, work), batch_sampler=batches, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        _Files(generator, work),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=ignore_stop_signals,
+    )
     total = sum(len(batch) for batch in batches)
     bar = tqdm(total=total, desc="reconstructing", unit="image", disable=not state.is_main_process)
     with bar, StopRequests() as requests:

@@ -13,6 +13,7 @@ from vqvae2.errors import UserError
 from vqvae2.images.decode import Crop
 from vqvae2.images.image_sets import ImageSet
 from vqvae2.run.seeding import keyed_generator
+from vqvae2.run.stopping import ignore_stop_signals
 from vqvae2.training.order import Item
 
 WIDEST = 4 / 3  # largest aspect ratio of a random crop, relative to that of the target size
@@ -127,6 +128,7 @@ def load_batches(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_stop_signals,
     )
     for batch, failures in loader:
         if batch is None:

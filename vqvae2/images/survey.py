@@ -1,7 +1,7 @@
 """Survey of all image files before training: which files can be read, their sizes and their classes.
 
-The run directory keeps the survey in survey/. Files with an unchanged size and modification time are not decoded
-again. Once training has started, the recorded list of files is used even if the folder changes.
+The run directory keeps the survey in survey/. Readable files with an unchanged size and modification time are not
+decoded again. Once training has started, the recorded list of files is used even if the folder changes.
 """
 
 import os
@@ -149,15 +149,19 @@ def _look(
 
 
 def _unchanged(listing: Listing, part: range, former: Survey) -> Iterator[int]:
-    """Yield the place of each file in the former survey, which is sorted as well, or CHANGED."""
-    place = 0
+    """Yield the place of each file in the former survey, which is sorted as well, or CHANGED.
+
+    Files that could not be read count as changed: permissions and file systems change without a trace in the file.
+    """
+    place, unreadable = 0, set(former.unreadable.tolist())
     for index in part:
         name = listing.names[index]
         while place < len(former) and former.names[place] < name:
             place += 1
         known = place < len(former) and former.names[place] == name
         stamp = (former.columns["bytes"][place], former.columns["changed"][place]) if known else None
-        yield place if known and _stamp(f"{listing.folder}/{name}") == stamp else CHANGED
+        same = known and place not in unreadable and _stamp(f"{listing.folder}/{name}") == stamp
+        yield place if same else CHANGED
 
 
 class _Files(Dataset[File]):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from vqvae2.images.names import Names
 from vqvae2.images.survey_record import File, Survey
 from vqvae2.run.launch import Together, refusals_reach_all
+from vqvae2.run.stopping import ignore_stop_signals
 
 BATCH = 16  # files that a worker checks at a time
 
@@ -78,7 +79,9 @@ def look_at(looks: Dataset[File], indices: Sequence[int], workers: int, title: s
         title: what is surveyed, for the progress bar.
         show: whether to show progress.
     """
-    loader = DataLoader(looks, BATCH, sampler=indices, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        looks, BATCH, sampler=indices, num_workers=workers, collate_fn=list, worker_init_fn=ignore_stop_signals
+    )
     with tqdm(total=len(indices), desc=f"surveying {title}", unit="file", disable=not show or not indices) as bar:
         for batch in loader:
             bar.update(len(batch))

@@ -93,7 +93,8 @@ def training_cost(
         average = WeightAverage(module, train.weight_average_decay) if train.weight_average_decay else None
         best = better(None, 0, 0.0, module) if objective.validated_by else None
         batch, applied, step = batch_of(), torch.tensor(True), objective.start_step or 0
-        if train.gradient_accumulation_steps > 1:  # gradients of the accumulation step before
+        # of the accumulation step before; among several processes, DistributedDataParallel always keeps them
+        if train.gradient_accumulation_steps > 1 or processes > 1:
             _set_gradients(trained)
         before = live.peak = live.now
 

@@ -14,7 +14,7 @@ from vqvae2.config import Config, check
 from vqvae2.errors import StoppedError, UserError
 from vqvae2.run.directory import recorded_sections
 from vqvae2.run.given import check_names, flag_values, load_yaml, merged, read_file
-from vqvae2.run.stopping import end_with_parent
+from vqvae2.run.stopping import Stop, end_with_parent, stop_at_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -198,15 +198,16 @@ def parse_record(kind: type[T], record: dict[str, Any]) -> T:
 def run(main: Callable[[], object]) -> NoReturn:
     """Run the main function of a script and exit with one of these codes.
 
-    0: finished; 1: a UserError; 2: invalid arguments; 75: stopped on request after saving; 130: interrupted
-    before saving.
+    0: finished; 1: a UserError; 2: invalid arguments; 75: stopped on request, after saving what there was to save;
+    130: interrupted before saving.
     """
     rank = os.environ.get("RANK", "0")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when PyTorch is imported
     end_with_parent()
     try:
-        main()
+        with stop_at_signals():
+            main()
     except UserError as error:
         if rank == "0" or not error.reaches_all:
             where = "" if rank == "0" else f" on process {rank}"
@@ -215,6 +216,10 @@ def run(main: Callable[[], object]) -> NoReturn:
     except StoppedError as stopped:
         if rank == "0":
             print(f"{stopped}: run the same command again to resume", file=sys.stderr, flush=True)
+        _exit(STOPPED)
+    except Stop as stop:
+        if rank == "0":
+            print(f"stopped by {stop}: run the same command again to resume", file=sys.stderr, flush=True)
         _exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume from what was saved", file=sys.stderr, flush=True)

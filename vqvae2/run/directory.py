@@ -18,6 +18,7 @@ MAY_CHANGE = frozenset(
         "total_steps",
         "learning_rate",
         "gradient_clip",
+        "gradient_accumulation_steps",
         "mixed_precision",
         "save_every",
         "validate_every",

@@ -20,10 +20,11 @@ HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Lock a directory; its file `lock` names the process that holds the lock.
+def locked(directory: Path) -> Iterator[str]:
+    """Lock a directory; its file `lock` names the process that holds the lock. The value is the file's content.
 
-    The fcntl lock ends when the process ends, for whatever reason. Loader workers do not inherit it, so a worker
+    The fcntl lock ends when the process ends, for whatever reason, and when it closes the file, however often it has
+    opened it: a process that holds the lock must not open the file again. Loader workers do not inherit it, so a worker
     that outlives its killed parent does not hold the lock. On file systems without locks, nothing is locked.
 
     Raises:
@@ -41,10 +42,11 @@ def locked(directory: Path) -> Iterator[None]:
                     f"{directory}: in use by {_holder(file.read())}: wait for it, stop it, or use another folder"
                 ) from None
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        content = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        yield
+        yield content
 
 
 @contextmanager
@@ -56,10 +58,11 @@ def locked_by_main(directory: Path, accelerator: Accelerator | PartialState) -> 
             all processes.
     """
     with ExitStack() as held:
+        content = ""
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
-                held.enter_context(locked(directory))
-        check_same_file(directory / "lock", accelerator)
+                content = held.enter_context(locked(directory))
+        check_same_file(directory / "lock", content, accelerator)
         yield
 
 

@@ -15,20 +15,27 @@ VISIBLE_WITHIN_SECONDS = 30.0  # a network file system may show changes of other
 MAY_DIFFER = ("host", "device")
 
 
-def check_same_file(path: Path, state: Together) -> None:
+def check_same_file(path: Path, content: str, state: Together) -> None:
     """Check that a file that the main process has just written and flushed is the same one on all processes.
+
+    The main process does not open it, which may be a lock file.
+
+    Args:
+        path: the file.
+        content: what the main process has written; of other processes, any text.
+        state: all processes call this function together.
 
     Raises:
         UserError: it is not; names the hosts.
     """
     if state.num_processes == 1:
         return
-    written = [(socket.gethostname(), path.read_text() if state.is_main_process else "")]
+    written = [(socket.gethostname(), content)]
     broadcast_object_list(written)
     host, content = written[0]
     with refusals_reach_all(state):
         deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-        while _content(path) != content:
+        while not state.is_main_process and _content(path) != content:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{path.parent}: another folder on host {socket.gethostname()} than on host {host}: put run_dir "

@@ -10,7 +10,8 @@ without the latter their processes would continue to run after the launcher has 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -27,6 +28,34 @@ class _Parent:
 def end_with_parent() -> None:
     """Treat the exit of the current parent process as a request to stop. Call it before PyTorch is imported."""
     _Parent.process = os.getppid()
+
+
+class Stop(BaseException):
+    """A signal to stop outside `StopRequests`, as in a survey; its text is the signal. No `except Exception` has it."""
+
+
+@contextmanager
+def stop_at_signals() -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGUSR1 raise Stop where no StopRequests records them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stop(signal.Signals(number).name)
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Ignore the signals in a loader worker, which the terminal or Slurm sends to all processes; see `worker_init_fn`.
+
+    The process that loads then ends its workers when it has saved.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopRequests:

@@ -32,13 +32,20 @@ class Agreement:
         self.checked = (first_step, now())
         self.next_step = first_step + 1
 
-    def reason(self, step: int) -> str | None:
-        """Why all processes stop after this step; None: they continue. All processes call it after each step."""
+    def reason(self, step: int, due: bool = False) -> str | None:
+        """Why all processes stop after this step; None: they continue. All processes call it after each step.
+
+        Args:
+            step: the step.
+            due: whether to check now even if it is not time for it.
+        """
         if self.accelerator.num_processes == 1:
             return self.requests.reason()
-        if step < self.next_step:
+        if step < self.next_step and not due:
             return None
         reason = self.requests.reason()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)  # or the time of the last steps would be that of launching
         former, began = self.checked
         steps = steps_to_next_check(self.now() - began, step - former) if self.accelerator.is_main_process else 0
         mine = torch.tensor([float(reason is not None), float(steps)], device=self.accelerator.device)

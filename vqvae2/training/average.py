@@ -31,6 +31,8 @@ class WeightAverage:
     def update(self, step: int, applied: Tensor) -> None:
         """Update the averages with the weights after `step`, unless `applied` (bool scalar on the device) is false."""
         averages = list(self.averages.values())
+        if not averages:  # a process that owns no parameter
+            return
         moves = torch._foreach_sub([p.detach() for p in self.parameters.values()], averages)
         torch._foreach_mul_(moves, applied * (1 - average_decay(self.decay, step)))
         torch._foreach_add_(averages, moves)

@@ -32,7 +32,8 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
         Whether there are steps left to train.
 
     Raises:
-        UserError: a value that must stay the same has changed, or a checkpoint is newer than `total_steps`.
+        UserError: a value that must stay the same has changed, or a checkpoint is newer than `total_steps`, or
+            those of a finished stage are missing.
     """
     finished = finished_step(directory)
     for note in compare_configuration(directory, sections):
@@ -45,6 +46,11 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
         raise UserError(
             f"{directory}: total_steps is {train.total_steps}, but the newest checkpoint is of step {saved}: "
             f"set total_steps to {saved} or more, or use another run_dir"
+        )
+    if finished > saved:
+        raise UserError(
+            f"{directory}: finished at step {finished}, but its checkpoints are missing, from which training would go "
+            "on: restore them, or use another run_dir with start_from"
         )
     if finished >= 0:
         accelerator.print(f"{directory}: finished at step {finished}, continuing to step {train.total_steps}")

@@ -52,7 +52,7 @@ def train(
     accelerator: Accelerator,
     describe: Callable[[], dict[str, Any]],
     after_validation: Callable[[], object] = lambda: None,
-) -> None:
+) -> str | None:
     """Train to `config.total_steps` updates and export the model.
 
     Resumes from the newest checkpoint below `directory` if there is one.
@@ -69,6 +69,9 @@ def train(
         accelerator: set up with the precision and accumulation of `config`.
         describe: called on every process with the weights to export in the module; returns the content of model.json.
         after_validation: called on the main process after the metrics of a validation are written.
+
+    Returns:
+        Why the processes should stop, if they were asked to after the last step; None: they were not.
 
     Raises:
         UserError: a loss or gradient is not finite, the weights of two processes differ, or a checkpoint cannot be
@@ -226,15 +229,16 @@ def train(
                     save(done)
                 raise StoppedError(f"{directory}: stopped by {reason} and saved at step {done}")
 
-    # Export the weights that later stages load: those of the best validation, if there is a metric that decides.
-    module.eval()
-    averaged = average.swapped_in() if average else nullcontext()
-    with best.swapped_in(module, shard) if best else averaged:
-        steps = {"step": config.total_steps, "exported_step": best.step if best else config.total_steps}
-        description = {**describe(), **steps}
-        with refusals_reach_all(accelerator):
-            if accelerator.is_main_process:
-                export_model(directory, module.state_dict(), description)
+        # Export the weights that later stages load: those of the best validation, if there is a metric that decides.
+        module.eval()
+        averaged = average.swapped_in() if average else nullcontext()
+        with best.swapped_in(module, shard) if best else averaged:
+            steps = {"step": config.total_steps, "exported_step": best.step if best else config.total_steps}
+            description = {**describe(), **steps}
+            with refusals_reach_all(accelerator):
+                if accelerator.is_main_process:
+                    export_model(directory, module.state_dict(), description)
+        return agreement.reason(config.total_steps, due=True)
 
 
 def _global_batches(parts: Iterator[Any], config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Any]]:
