@@ -108,6 +108,13 @@ def test_accumulation_holds_gradients_and_repeats_the_passes(tmp_path: Path) -> 
     assert once.step < again.step <= once.step + once.forward and again.activations < once.activations
 
 
+def test_several_processes_keep_the_buckets_of_gradients(tmp_path: Path) -> None:
+    """DistributedDataParallel holds gradients during the forward pass, as accumulation does."""
+    stage = stage_of(tmp_path, 2)
+    alone, together, accumulated = (stage.cost(8, n, False, "no", p).peak for n, p in ((1, 1), (1, 2), (2, 1)))
+    assert alone < together == accumulated
+
+
 def test_adam_keeps_two_buffers_and_muon_one(tmp_path: Path) -> None:
     """Muon keeps one buffer less for each matrix, and no counter of steps."""
     stage = stage_of(tmp_path, 2)

@@ -7,10 +7,13 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, refusal, write_config
+from vqvae2.planning.devices import device_called, this_device
 from vqvae2.planning.remedies import remedy
 from vqvae2.planning.stages import training_stages
 from vqvae2.run.command_line import parse_config
@@ -29,6 +32,31 @@ def rows(text: str) -> dict[str, list[str]]:
     """The cells of a table by the name of the row."""
     lines = (re.split(r"  +", line.strip()) for line in text.splitlines())
     return {line[0]: line[1:] for line in lines if len(line) > 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "device"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79.3, "a100"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "cpu"),
+        ("NVIDIA H100 80GB HBM3", 79.2, "h100"),
+        ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, "cpu"),
+        ("NVIDIA L4", 22.0, "cpu"),
+    ],
+)
+def test_the_default_device_has_the_name_and_the_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, gib: float, device: str
+) -> None:
+    gpu = SimpleNamespace(name=name, total_memory=int(gib * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    assert this_device() == device
+
+
+def test_processes_of_one_machine_share_its_memory() -> None:
+    assert device_called("cpu", 2).memory_gib == device_called("cpu").memory_gib / 2
+    assert device_called("a100", 2) == device_called("a100")
 
 
 def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

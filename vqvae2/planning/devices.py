@@ -37,21 +37,24 @@ GPUS = {
 NAMES = [*GPUS, "cpu"]
 
 
-def device_called(name: str) -> Device:
-    """The device of a name; for cpu, the memory of this machine.
+def device_called(name: str, processes: int = 1) -> Device:
+    """The device of a name; for cpu, the share of this machine's memory that each of the processes has.
 
     Raises:
         UserError: the name is unknown.
     """
     if name == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        return Device(memory, 0, 0, 0, "measured on this machine")
+        return Device(memory / processes, 0, 0, 0, "measured on this machine")
     if name not in GPUS:
         raise UserError(f"device: {name!r} is not valid: use one of {', '.join(NAMES)}")
     return GPUS[name]
 
 
 def this_device() -> str:
-    """The name of this machine's GPU if it is listed, else cpu."""
-    found = torch.cuda.get_device_name().lower().replace(" ", "") if torch.cuda.is_available() else ""
-    return next((name for name in GPUS if name in found), "cpu")
+    """The name of this machine's GPU if one of this name and memory is listed, else cpu."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    gpu = torch.cuda.get_device_properties(0)
+    found, memory = gpu.name.lower().replace(" ", ""), gpu.total_memory / 2**30
+    return next((name for name, x in GPUS.items() if name in found and memory > USABLE * x.memory_gib), "cpu")

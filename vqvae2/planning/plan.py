@@ -64,7 +64,7 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
     drawn = config.images.source == "shapes"
     known = num_images or config.images.max_images or (SHAPES_TRAIN if drawn else None)
     classes = num_classes if num_classes is not None else len(CLASSES) if drawn else ASSUMED_CLASSES
-    setting = Setting(config, processes, known, classes, device, device_called(device))
+    setting = Setting(config, processes, known, classes, device, device_called(device, processes))
     stages = training_stages(config, classes)
     batches = [stage.local_batch(processes) for stage in stages]
     local_batch_size("stage2.batch_size", config.stage2.batch_size, processes)
@@ -82,6 +82,8 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         cost = costs[bool(stage.checkpointing)]
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch) if cpu else gpu_speed(stage, setting.device, precision)
+        if cpu:  # they share the cores
+            speed = speed._replace(peak=speed.peak / processes)
         speeds.append(speed)
         columns[stage.name] = {
             **_memory(stage, costs, batch, setting),
