@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from vqvae2.run.directory import make_dir, write_atomically
+from vqvae2.run.directory import make_dir, read_record, write_atomically
 from vqvae2.run.launch import refusals_reach_all
 
 
@@ -27,20 +27,13 @@ def part_dir(evaluation: Path, name: str, made_of: dict[str, Any], accelerator: 
     with refusals_reach_all(accelerator):
         if accelerator.is_main_process:
             record, wanted = directory / "made_of.json", json.loads(json.dumps(made_of))
-            recorded = {key: x for key, x in _read_record(record).items() if key in wanted}
+            recorded = {key: x for key, x in read_record(record).items() if key in wanted}
             if directory.exists() and recorded != wanted:
                 print(f"{directory}: inputs have changed: starting over")
                 shutil.rmtree(directory)
             make_dir(directory)
             write_atomically(record, json.dumps(made_of, indent=2, sort_keys=True).encode())
     return directory
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}  # missing or damaged
 
 
 def found(directory: Path, compute: Callable[[], dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:

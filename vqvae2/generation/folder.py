@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from vqvae2.generation.reconstruction import Reconstructions
 from vqvae2.images.decode import EXTENSIONS, read_image
 from vqvae2.images.folder import files_below
 from vqvae2.images.grids import save_grid, save_image
-from vqvae2.run.directory import make_dir, write_atomically, writing
+from vqvae2.run.directory import make_dir, read_record, write_atomically, writing
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.lock import locked_by_main
 from vqvae2.run.stopping import StopRequests, ignore_stop_signals
@@ -39,7 +40,7 @@ class Work(NamedTuple):
 
     Attributes:
         images: folder of the images.
-        names: paths of the images, relative to `images`.
+        names: paths of the images, relative to `images`, sorted.
         labels: class index of each image, NO_CLASS without one; None: the model has no classes.
         output: folder to write to.
         beside: whether each file also shows the original and the image of the coarsest codes alone.
@@ -164,7 +165,7 @@ def _begin(generator: Generator, work: Work) -> None:
     """
     inputs = _made_of(generator, work)
     record = work.output / MADE_OF
-    recorded = _read_record(record)
+    recorded = read_record(record)
     if recorded.get("images", inputs["images"]) != inputs["images"]:
         raise UserError(
             f"{work.output}: has the reconstructions of {recorded['images']}: give another --output, or delete it"
@@ -179,17 +180,10 @@ def _begin(generator: Generator, work: Work) -> None:
         files = _Files(generator, work)
         for part in (work.output / PARTS).glob("*.json"):
             failed = json.loads(part.read_text())["unreadable"]
-            if any(not isinstance(files[work.names.index(name)], str) for name in failed):
+            if any(not isinstance(files[bisect_left(work.names, name)], str) for name in failed):
                 part.unlink()  # a file has become readable
     write_atomically(record, json.dumps(inputs, indent=2).encode())
     make_dir(work.output / PARTS)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}  # missing or damaged
 
 
 def _made_of(generator: Generator, work: Work) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The run directory: the location of each stage's files, and the recorded configurations of the stages."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,14 @@ def flush_tensors(path: Path) -> None:
 
 def _cannot_write(reason: str | None) -> str:
     return f"cannot be written ({reason}): free disk space, grant write permission, or use another folder"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that records what was made from what; empty if it is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def make_dir(path: Path) -> Path:
