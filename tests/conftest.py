@@ -18,6 +18,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # more threads slow each other down at these sizes
+# modules, see together.py; the comparison is the last one, because it ends the group of processes
+SCENARIOS = ["tests.training.test_sharding", "tests.training.test_elastic", "tests.family.test_two_processes"]
 TINY = """
 run_dir: {run_dir}
 images: {{source: shapes, size: [16, 32], horizontal_flip: true, workers: 0, max_images: 48}}
@@ -154,6 +156,14 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             (folder / "made").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder of each scenario of two processes."""
+    from tests.together import run_together  # it imports this module
+
+    return made_once(tmp_path_factory, "together", lambda folder: run_together(SCENARIOS, folder))
 
 
 @pytest.fixture(scope="session")

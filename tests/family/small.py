@@ -18,7 +18,9 @@ from vqvae2.training.optimiser import set_rate
 from vqvae2.training.schedule import learning_rate
 
 BATCH = 16
-TRAIN = TrainConfig(batch_size=BATCH, total_steps=40, warmup_steps=0, learning_rate=3e-2, schedule="constant")
+TRAIN = TrainConfig(
+    batch_size=BATCH, total_steps=40, optimizer="muon", warmup_steps=0, learning_rate=3e-2, schedule="constant"
+)
 CONFIG = MembersConfig(
     hidden_channels=16,
     residual_channels=8,
@@ -60,7 +62,7 @@ def trained(member: Member, data: ImageBatch | Callable[[int], ImageBatch], step
     batch_of = data if callable(data) else lambda step: data
     batch = batch_of(0)
     objective = MemberObjective(member)
-    optimiser = optimiser_of(objective, "muon")
+    optimiser = optimiser_of(objective, member.setting.train.optimizer)
     losses = []
     for step in range(steps):
         if step == objective.start_step:

@@ -17,6 +17,7 @@ from vqvae2.family.comparison import compare
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import binarised, open_in_memory
 from vqvae2.family.members import MEMBERS
+from vqvae2.images.grids import save_image
 from vqvae2.images.loading import ImageBatch
 from vqvae2.run.command_line import parse_sections
 
@@ -26,7 +27,7 @@ TRAIN = TrainConfig(
 
 
 def config(run_dir: Path, models: str, **fields: object) -> FamilyConfig:
-    return FamilyConfig(
+    whole = FamilyConfig(
         str(run_dir),
         ImagesConfig(size=8, channels=1, workers=0, max_images=24),
         models,
@@ -34,8 +35,8 @@ def config(run_dir: Path, models: str, **fields: object) -> FamilyConfig:
         TRAIN,
         EvaluationConfig(num_samples=10, classifier_size=32, classifier_steps=1, batch_size=8),
         test_images=10,
-        **fields,
     )
+    return replace(whole, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,59 @@ def test_a_second_call_trains_and_computes_nothing(compared: Path, capsys: pytes
     before = times()
     compare(config(compared, "autoencoder,cvae,vqvae"))
     assert times() == before and capsys.readouterr().out.count("nothing to do") == 3
+
+
+def test_models_of_another_configuration_are_not_mixed(compared: Path):
+    """A call for some models leaves the figures of the others as they are, or is refused."""
+    before = (compared / "comparison.json").read_bytes()
+    others = (
+        {"members": replace(CONFIG, units=48)},
+        {"members": replace(CONFIG, latent_dim=3)},
+        {"seed": 1},
+        {"binarise": True},
+    )
+    for fields in others:
+        with pytest.raises(UserError, match=r"started with another configuration.*use another run_dir"):
+            compare(config(compared, "ppca", **fields))
+        assert (compared / "comparison.json").read_bytes() == before and not (compared / "models" / "ppca").exists()
+        assert (compared / "evaluation" / "vqvae" / "figures.json").exists()
+
+
+def test_the_closed_form_and_the_bound_can_be_continued(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """More steps leave a model in closed form as it is; the samples of the bound change its evaluation alone."""
+    compare(config(tmp_path, "ppca,vae"))
+    first = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    compare(config(tmp_path, "ppca,vae", members=replace(CONFIG, likelihood_samples=40)))
+    more = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert more["vae"]["bound"] < first["vae"]["bound"] and more["vae"]["fid"] == first["vae"]["fid"]
+    assert more["ppca"] == first["ppca"] and first["ppca"]["parameters"] > 64
+    capsys.readouterr()
+    compare(config(tmp_path, "ppca", train=replace(TRAIN, total_steps=6)))
+    assert "fitted in closed form" in capsys.readouterr().out
+    table = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert [table[name]["steps"] for name in ("ppca", "vae")] == [4, 4]
+
+
+def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(tmp_path: Path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(8):
+        save_image(torch.full((1, 8, 8), 20 * i, dtype=torch.uint8), folder / f"{i}.png")
+    flat = ImagesConfig(source="folder", root=str(folder), size=8, channels=1, workers=0, validation_fraction=0.25)
+    with pytest.raises(UserError, match="cvae needs images with classes"):
+        compare(config(tmp_path / "run", "vae,cvae", images=flat))
+    with pytest.raises(UserError, match=r"members\.delta: 500"):
+        compare(config(tmp_path / "run", "vae,delta_vae", members=replace(CONFIG, delta=500.0)))
+    assert not (tmp_path / "run" / "models").exists()
+    unfit = {
+        "members.sequence_length: 1": {"members": replace(CONFIG, sequence_length=1)},
+        "evaluation.guidance: 2.0": {"evaluation": EvaluationConfig(guidance=2.0)},
+        "train.start_from": {"train": replace(TRAIN, start_from="mnist")},
+        "images.size": {"images": replace(flat, size=[8, 8, 8])},
+    }
+    for message, fields in unfit.items():
+        with pytest.raises(UserError, match=message):
+            check_family(config(tmp_path / "run", "vae", **fields))
 
 
 def test_unknown_models_and_values_are_refused_before_anything_is_written(tmp_path: Path):

@@ -98,7 +98,7 @@ def diverge(folder: Path) -> None:
 def stop_within_the_notice(folder: Path, state: PartialState) -> None:
     """Process 1 gets a signal in the second step; both are killed when the notice is over. The disk is slow."""
     disk = threading.Lock()
-    save_tensors, sha256 = checkpoints.save_tensors, checkpoints.sha256
+    save_tensors, sha256, file_bytes = checkpoints.save_tensors, checkpoints.sha256, checkpoints.FILE_BYTES
     whole = sum(path.stat().st_size for path in (folder / "prior_one" / "checkpoints" / f"step_{STEPS:08d}").iterdir())
 
     def slow_save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -121,6 +121,7 @@ def stop_within_the_notice(folder: Path, state: PartialState) -> None:
     except StoppedError:
         kill.cancel()
         (folder / f"stopped{state.process_index}").touch()
+    checkpoints.save_tensors, checkpoints.sha256, checkpoints.FILE_BYTES = save_tensors, sha256, file_bytes
 
 
 @pytest.fixture

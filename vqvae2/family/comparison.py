@@ -13,9 +13,8 @@ from vqvae2.evaluation.parts import found, part_dir
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import open_in_memory
 from vqvae2.family.evaluation import classifier_on, figures_of
-from vqvae2.family.members import MEMBERS
 from vqvae2.family.page import write_page
-from vqvae2.family.training import load_member, model_dir, train_member
+from vqvae2.family.training import build_member, finished_models, load_member, model_dir, train_member
 from vqvae2.images.image_sets import Splits
 from vqvae2.run.directory import write_atomically
 from vqvae2.run.launch import refusals_reach_all, start_accelerator
@@ -39,17 +38,17 @@ def compare(config: FamilyConfig) -> Path:
     local_batch_size("evaluation.batch_size", config.evaluation.batch_size, accelerator.num_processes)
     accelerator.print("loading images")
     splits = open_in_memory(config)
+    finished_models(config)
+    for name in names:
+        build_member(name, config, splits)  # refuses what a model cannot be built for, before any is trained
     for name in names:
         accelerator.print(f"{name}:")
         train_member(name, config, splits, accelerator)
     evaluation = Path(config.run_dir) / "evaluation"
     with locked_by_main(evaluation, accelerator):
         classifier = _real_classifier(config, splits, accelerator) if splits.train.classes else None
-        figures = {
-            name: _evaluated(name, config, splits, classifier, accelerator)
-            for name in MEMBERS
-            if name in names or (evaluation / name / "figures.json").exists()
-        }
+        finished = finished_models(config)
+        figures = {name: _evaluated(name, config, splits, classifier, accelerator) for name in finished}
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
                 comparison = {"models": figures, "configuration": as_dict(config)}
@@ -80,10 +79,10 @@ def _evaluated(
     name: str, config: FamilyConfig, splits: Splits, classifier: Classifier | None, accelerator: Accelerator
 ) -> dict[str, Any]:
     """The figures of a model, computed or read from its folder."""
-    weights = read_description(model_dir(config, name), "pipelines/compare.py")["sha256"]
+    description = read_description(model_dir(config, name), "pipelines/compare.py")
     made_of = {
         **_inputs(config),
-        "weights": weights,
+        "weights": description["sha256"],
         "test_images": config.test_images,
         "likelihood_samples": config.members.likelihood_samples,
     }
@@ -95,4 +94,4 @@ def _evaluated(
         with torch.no_grad():
             return figures_of(member, name, config, splits, classifier, directory, accelerator)
 
-    return found(directory, compute, accelerator)
+    return {**found(directory, compute, accelerator), "steps": description["step"]}

@@ -1,7 +1,7 @@
 """The figures and pictures of one trained model of the family."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import InMemory, numbered_batches
 from vqvae2.family.member import Member
 from vqvae2.family.pictures import save_pictures
-from vqvae2.family.training import means_over_processes, model_dir
+from vqvae2.family.training import means, model_dir, squared_errors
 from vqvae2.images.image_sets import NO_LABEL, ImageSet, Splits
 from vqvae2.images.loading import load_batches
 from vqvae2.run.directory import make_dir
@@ -28,7 +28,7 @@ from vqvae2.training.order import Item, StepOrder, in_order
 from vqvae2.training.window import gather_shares, share_of, validation_window
 
 ACTIVE_VARIANCE = 0.01  # smallest variance of the posterior mean of an active unit (Burda et al. 2016, section 5.2)
-SUMMED = ("distortion", "rate", "bound", "exchange_loss")  # nats per image
+MEANS = ("reconstruction_mse", "distortion", "rate", "bound", "exchange_loss")  # the last four in nats per image
 
 
 def figures_of(
@@ -61,7 +61,7 @@ def figures_of(
             save_pictures(member, splits, samples, directory, accelerator)
     lines = read_metrics(model_dir(config, name) / "metrics.jsonl")
     return {
-        "parameters": sum(p.numel() for p in member.parameters()),
+        "parameters": sum(x.numel() for x in (member.buffers() if member.closed_form else member.parameters())),
         **found,
         "bits_per_dimension": None if found["bound"] is None else _bits(found["bound"], member),
         "fid": fid,
@@ -78,37 +78,37 @@ def _bits(nats_per_image: float, member: Member) -> float:
 def nats(member: Member, config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> dict[str, float | None]:
     """Reconstruction error of pixels in [-1, 1], and rate, distortion, bound and exchange loss in nats per image."""
     window = validation_window(len(splits.validation), config.test_images)
-    sums: dict[str, Tensor] = {}
-    for number, batch in numbered_batches(splits.validation, window, config.evaluation.batch_size, accelerator):
-        generator = keyed_generator(config.seed, "test", number)
-        x = (batch.images, batch.labels)
-        errors = (member.reconstruct(*x).float() - batch.images.float()) / 127.5
-        bound = member.bound(*x, generator)
-        values = {
-            "images": torch.ones(len(errors)),
-            "reconstruction_mse": errors.square().mean(dim=(1, 2, 3)),
-            "rate": bound and bound.rate,
-            "distortion": bound and bound.distortion,
-            "bound": member.nll(*x, generator),
-            "exchange_loss": member.exchange_loss(*x, generator),
-        }
-        for key, value in values.items():
-            if value is not None:
-                sums[key] = sums.get(key, torch.zeros(())) + value.to(widest_float(value.device)).sum().cpu()
-    return {**dict.fromkeys(SUMMED), **means_over_processes(sums, accelerator)}
+
+    def values() -> Iterator[dict[str, Tensor | None]]:
+        for number, batch in numbered_batches(splits.validation, window, config.evaluation.batch_size, accelerator):
+            generator = keyed_generator(config.seed, "test", number)
+            x = (batch.images, batch.labels)
+            bound = member.bound(*x, generator)
+            yield {
+                "reconstruction_mse": squared_errors(member, batch),
+                "rate": bound and bound.rate,
+                "distortion": bound and bound.distortion,
+                "bound": member.nll(*x, generator),
+                "exchange_loss": member.exchange_loss(*x, generator),
+            }
+
+    return means(MEANS, values(), accelerator)
 
 
 def units(member: Member, config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> dict[str, Any]:
     """Active units of a model with continuous latents, and usage and perplexity of the codebooks of one with codes."""
     window = validation_window(len(splits.validation), config.test_images)
+    one = next(load_batches(splits.validation, [in_order(window[:1], 1)[0]], 0))  # this process may have no batch
+    known = member.posterior_means(one.images.to(accelerator.device), one.labels.to(accelerator.device))
     moments: Tensor | None = None
+    if known is not None:
+        moments = torch.zeros(2, known.shape[1], dtype=widest_float(known.device), device=known.device)
     counts = {level: torch.zeros(size, dtype=torch.long) for level, size in member.codebook_sizes().items()}
     for _, batch in numbered_batches(splits.validation, window, config.evaluation.batch_size, accelerator):
-        means = member.posterior_means(batch.images, batch.labels)
-        if means is not None:
-            wide = means.to(widest_float(means.device))
-            added = torch.stack([wide.sum(0), wide.square().sum(0)])  # (2, D)
-            moments = added if moments is None else moments + added
+        posterior_means = member.posterior_means(batch.images, batch.labels)
+        if moments is not None and posterior_means is not None:
+            wide = posterior_means.to(moments.dtype)
+            moments += torch.stack([wide.sum(0), wide.square().sum(0)])  # (2, D)
         for level, codes in member.codes(batch.images, batch.labels).items():
             counts[level] += code_counts(codes.cpu(), len(counts[level]))
     active = total = None

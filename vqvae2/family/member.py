@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqvae2.config import TrainConfig
 from vqvae2.family.config import MembersConfig
 from vqvae2.images.loading import ImageBatch
+from vqvae2.prior.prior import Prior
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.objective import Loss, Reduce
 
@@ -65,7 +66,7 @@ class Member(nn.Module):
 
     Attributes:
         setting: what the model was built for.
-        closed_form: whether `finish` alone fits the model: it is not trained by gradient.
+        closed_form: whether `finish` alone fits the model, all of whose parameters are then buffers.
         conditional: whether the model depends on the label.
         start_step: training step before which `start` is called; None: never.
     """
@@ -110,9 +111,14 @@ class Member(nn.Module):
         return {}
 
     def matrices(self) -> list[nn.Parameter]:
-        """Weights of linear and convolution layers, which Muon updates if the configuration asks for it."""
+        """Weights of linear and convolution layers, which Muon updates if the configuration asks for it.
+
+        As in the priors, the last layer of a causal network, whose rows are the codes' own, is left to Adam.
+        """
+        by_adam = {id(x.to_logits) for x in self.modules() if isinstance(x, Prior)}
         layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
-        return [cast(nn.Parameter, x.weight) for x in layers if cast(nn.Parameter, x.weight).requires_grad]
+        weights = [cast(nn.Parameter, x.weight) for x in layers if id(x) not in by_adam]
+        return [x for x in weights if x.requires_grad]
 
     def noise(self, purpose: str, batch: ImageBatch, step: int, *shape: int) -> Tensor:
         """Standard normal numbers (B, *shape), a function of seed, purpose, step and batch index only."""
@@ -122,12 +128,18 @@ class Member(nn.Module):
 
     # Evaluation, in eval mode and without gradients.
 
-    def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Reconstructions, uint8 (B, C, H, W): the mean of p(x | latents) for the posterior's mean, or the codes."""
-        raise NotImplementedError
+    def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Reconstructions, uint8 (B, C, H, W): the mean of p(x | latents) for the posterior's mean, or the codes.
+
+        A causal decoder has no such mean, and draws from p(x | latents). None: the model has no latents.
+        """
+        return None
 
     def sample(self, num: int, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw `num` images, uint8 (num, C, H, W); `labels` (num,) are used by conditional models only."""
+        """Draw `num` images, uint8 (num, C, H, W); `labels` (num,) are used by conditional models only.
+
+        Latents are drawn from the prior. The pixels are the means of p(x | latents), or drawn by a causal decoder.
+        """
         raise NotImplementedError
 
     def bound(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Bound | None:

@@ -79,11 +79,15 @@ class OIVAE(VAE):
         return Generators(self.setting, self.latent_dim)
 
     def rate_factors(self) -> dict[nn.Parameter, float]:
-        return dict.fromkeys(self.decoder.parameters(), RATE_FACTOR)
+        return dict.fromkeys(self.decoder.parameters(), self._rate_factor)
+
+    @property
+    def _rate_factor(self) -> float:
+        return RATE_FACTOR if self.setting.train.optimizer == "muon" else 1.0
 
     def end_step(self, step: int, applied: Tensor, reduce: Reduce) -> None:
         units = self.decoder.first.shape[1]
-        rate = RATE_FACTOR * learning_rate(self.setting.train, step)
+        rate = self._rate_factor * learning_rate(self.setting.train, step)
         self.decoder.shrink(applied * rate * self.setting.config.sparsity * math.sqrt(units))
 
     def group_weights(self) -> Tensor:

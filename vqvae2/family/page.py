@@ -25,8 +25,13 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("parameters", "parameters", "number of trained parameters"),
-    Column("reconstruction_mse", "error", "mean squared error of reconstructions of held-out pixels in [-1, 1]"),
+    Column("parameters", "parameters", "number of trained or fitted parameters"),
+    Column("steps", "steps", "of training"),
+    Column(
+        "reconstruction_mse",
+        "error",
+        "mean squared error of reconstructions of held-out pixels in [-1, 1]; of pixelcnn models, of one drawn image",
+    ),
     Column("rate", "rate", "nats per image: KL divergence of the posterior from the prior, or -log p(codes)"),
     Column("distortion", "distortion", "nats per image: -log p(x | latents)"),
     Column("bound", "bound", "nats per image: upper bound on -log p(x), importance-weighted where latents are drawn"),
@@ -35,14 +40,16 @@ COLUMNS = (
     Column("use", "in use", "active units of all, or share of the codes in use by level"),
     Column("fid", "FID", "Frechet distance of samples from training images in the features of a classifier"),
     Column("classification_accuracy", "CAS", "accuracy on held-out images of a classifier trained on samples"),
+    Column("samples_recognised", "recognized", "share of samples whose class a classifier of real images tells"),
     Column("seconds", "seconds", "of training"),
 )
 PICTURES = {
     "train": "Training images above their reconstructions",
     "validation": "Held-out images above their reconstructions",
     "samples": "Samples",
-    "groups": "Norms of the weights from each latent (column) to each group of pixels (row); black: none",
+    "groups": "Norms of the weights from each latent (column) to each group of pixels (row), black for no influence",
 }
+DRAWN = "images drawn given their latents"  # in place of reconstructions, by a causal decoder
 CURVES = {"rate": "Rate", "exchange_loss": "Loss by exchanged latents"}
 CURVES_AT_ONCE = 4  # lines in a plot
 
@@ -52,8 +59,15 @@ def write_page(config: FamilyConfig, figures: dict[str, dict[str, Any]]) -> None
     evaluation = Path(config.run_dir) / "evaluation"
     rows = [(name, [cell(found, column.key) for column in COLUMNS]) for name, found in figures.items()]
     pictures = [
-        (name, [(picture(path), text) for part, text in PICTURES.items() if (path := folder / f"{part}.png").exists()])
-        for name, folder in ((name, evaluation / name) for name in figures)
+        (
+            name,
+            [
+                (picture(path), text)
+                for part, text in captions(name)
+                if (path := evaluation / name / f"{part}.png").exists()
+            ],
+        )
+        for name in figures
     ]
     template = Environment(loader=PackageLoader("vqvae2.family", "."), autoescape=True, trim_blocks=True).get_template(
         "comparison.html.j2"
@@ -69,6 +83,12 @@ def write_page(config: FamilyConfig, figures: dict[str, dict[str, Any]]) -> None
     write_atomically(Path(config.run_dir) / "comparison.html", page.encode())
 
 
+def captions(name: str) -> list[tuple[str, str]]:
+    """Name of the file and caption of each picture that a model may have."""
+    causal = name.startswith("pixelcnn")
+    return [(part, text.replace("their reconstructions", DRAWN) if causal else text) for part, text in PICTURES.items()]
+
+
 def cell(figures: dict[str, Any], key: str) -> str:
     """The text of a figure; empty where the model defines none."""
     if key == "use":
@@ -76,12 +96,12 @@ def cell(figures: dict[str, Any], key: str) -> str:
             return f"{figures['active_units']} of {figures['units']}"
         usage = figures["codebook_usage"] or {}
         return ", ".join(f"{level} {found['usage']:.0%}" for level, found in usage.items())
-    value = figures[key]
+    value = figures.get(key)
     if value is None:
         return ""
-    if key == "classification_accuracy":
+    if key in ("classification_accuracy", "samples_recognised"):
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
@@ -97,5 +117,5 @@ def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
         if shown:
             last = ", ".join(f"{name} {points[-1][1]:.3g}" for name, points in shown.items())
             caption = f"{label} on held-out images over the steps, in nats per image. At the end: {last}."
-            curves.append((data_url(plot(shown, "step", f"{label.lower()}, nats"), "svg+xml"), caption))
+            curves.append((data_url(plot(shown, "step", f"{label.lower()}, nats", key == "rate"), "svg+xml"), caption))
     return curves

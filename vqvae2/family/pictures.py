@@ -17,13 +17,17 @@ CELL = 16  # pixels of a side of a weight in its picture
 
 
 def save_pictures(member: Member, splits: Splits, samples: ImageSet, directory: Path, accelerator: Accelerator) -> None:
-    """Save images above their reconstructions, of the training and the held-out images, and a grid of samples."""
+    """Save images above their reconstructions, of the training and the held-out images, and a grid of samples.
+
+    A model without reconstructions has the samples alone.
+    """
     for part, images in splits._asdict().items():
         window = validation_window(len(images), COLUMNS)
         originals = torch.stack([images.load(i) for i in window]).to(accelerator.device)
         labels = torch.tensor([images.labels[i] for i in window], device=accelerator.device)
-        rows = torch.cat([originals, member.reconstruct(originals, labels)])
-        save_grid(rows, directory / f"{part}.png", len(window))
+        reconstructions = member.reconstruct(originals, labels)
+        if reconstructions is not None:
+            save_grid(torch.cat([originals, reconstructions]), directory / f"{part}.png", len(window))
     shown = torch.stack([samples.load(i) for i in range(min(SAMPLES_SHOWN, len(samples)))])
     save_grid(shown, directory / "samples.png", COLUMNS)
     weights = member.group_weights()

@@ -74,10 +74,7 @@ def _as_condition(picture: Tensor | None) -> dict[str, Tensor] | None:
 
 
 class PixelCNN(Member):
-    """A gated PixelCNN without latents: its distortion is the exact -log p(x), its rate is 0.
-
-    It has no reconstruction: in its place stands a sample that does not depend on the image.
-    """
+    """A gated PixelCNN without latents: its distortion is the exact -log p(x), its rate is 0."""
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
@@ -90,9 +87,6 @@ class PixelCNN(Member):
     def bound(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Bound:
         nats = self.causal.nats(images, None)
         return Bound(torch.zeros_like(nats), nats)
-
-    def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.causal.draw(len(images), None, torch.Generator().manual_seed(0))
 
     def sample(self, num: int, labels: Tensor, generator: torch.Generator) -> Tensor:
         return self.causal.draw(num, None, generator)

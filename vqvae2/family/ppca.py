@@ -125,8 +125,7 @@ class PPCA(Member):
 
     def sample(self, num: int, labels: Tensor, generator: torch.Generator) -> Tensor:
         z = torch.randn(num, len(self.eigenvalues), generator=generator).to(self.mean)
-        noise = torch.randn(num, len(self.mean), generator=generator).to(self.mean)
-        return self._to_images(self.fitted().decode(z) + noise * self.noise_variance.sqrt())
+        return self._to_images(self.fitted().decode(z))
 
     def _to_images(self, x: Tensor) -> Tensor:
         """Numbers in [0, 1), (B, C * H * W), to uint8 images: the value whose interval begins half a step below."""

@@ -1,7 +1,7 @@
 """Training of one model of the family with the loop of the stages."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from vqvae2.family.member import Member, Setting
 from vqvae2.family.members import MEMBERS
 from vqvae2.images.image_sets import Splits
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
+from vqvae2.run.directory import compare_configuration
 from vqvae2.run.launch import refusals_reach_all
 from vqvae2.run.model_files import export_model, load_weights, read_description, read_weights
 from vqvae2.run.precision import widest_float
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.training.begin import begin_training, recorded
-from vqvae2.training.loop import train
+from vqvae2.training.loop import finished_step, train
 from vqvae2.training.metrics_log import MetricsLog
 from vqvae2.training.objective import Loss, Reduce
 from vqvae2.training.optimiser import BETAS
@@ -67,6 +68,23 @@ def model_dir(config: FamilyConfig, name: str) -> Path:
     return Path(config.run_dir) / "models" / name
 
 
+def sections_of(config: FamilyConfig) -> dict[str, Any]:
+    """The sections of the configuration that models are built and trained from."""
+    return {key: as_dict(config)[key] for key in ("images", "binarise", "members", "train", "seed")}
+
+
+def finished_models(config: FamilyConfig) -> list[str]:
+    """Names of the models that have been trained, after a check that this configuration fits them.
+
+    Raises:
+        UserError: a model was trained with another configuration.
+    """
+    names = [name for name in MEMBERS if finished_step(model_dir(config, name)) >= 0]
+    for name in names:
+        compare_configuration(model_dir(config, name), sections_of(config))
+    return names
+
+
 def build_member(name: str, config: FamilyConfig, splits: Splits) -> Member:
     """A new model, randomly initialized from the seed."""
     setting = Setting(
@@ -102,14 +120,15 @@ def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: A
     Raises:
         UserError: the configuration differs from the one that the model was started with, or the loss is not finite.
     """
-    directory, settings = model_dir(config, name), config.train
-    keys = ("images", "binarise", "members", "train", "seed")
-    sections = {key: as_dict(config)[key] for key in keys}
+    directory, settings, sections = model_dir(config, name), config.train, sections_of(config)
     accumulation = settings.gradient_accumulation_steps
     local_batch = local_batch_size("train.batch_size", settings.batch_size, accelerator.num_processes, accumulation)
+    member = build_member(name, config, splits).to(accelerator.device)
+    if member.closed_form and finished_step(directory) >= 0:
+        accelerator.print(f"{directory}: finished, nothing to do (fitted in closed form)")
+        return
     if not begin_training(directory, sections, settings, accelerator):
         return
-    member = build_member(name, config, splits).to(accelerator.device)
 
     def batches(first_step: int) -> Iterator[ImageBatch]:
         place = (accelerator.process_index, accelerator.num_processes)
@@ -136,7 +155,7 @@ def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: A
             window = validation_window(len(splits.validation), VALIDATION_IMAGES)
 
             def validate(step: int) -> dict[str, float]:
-                return validation(member, splits, window, local_batch, accelerator)
+                return validation(member, splits, window, config.evaluation.batch_size, accelerator)
 
             objective = MemberObjective(member)
             train(objective, batches, validate, settings, directory, config.seed, accelerator, describe)
@@ -149,27 +168,52 @@ def validation(
     member: Member, splits: Splits, window: list[int], batch_size: int, accelerator: Accelerator
 ) -> dict[str, float]:
     """Mean squared error of reconstructions, of pixels in [-1, 1], and the nats of the bound and of the exchange."""
-    sums: dict[str, Tensor] = {}
-    for number, batch in numbered_batches(splits.validation, window, batch_size, accelerator):
-        generator = keyed_generator(member.setting.seed, "validation", number)
-        errors = (member.reconstruct(batch.images, batch.labels).float() - batch.images.float()) / 127.5
-        found = {"images": torch.ones(len(errors)), "mse": errors.square().mean(dim=(1, 2, 3))}
-        bound = member.bound(batch.images, batch.labels, generator)
-        if bound is not None:
-            found |= {"rate": bound.rate} | ({} if bound.distortion is None else {"distortion": bound.distortion})
-        exchanged = member.exchange_loss(batch.images, batch.labels, generator)
-        if exchanged is not None:
-            found["exchange_loss"] = exchanged
-        sums = {key: sums.get(key, 0) + x.to(widest_float(x.device)).sum() for key, x in found.items()}
-    return means_over_processes(sums, accelerator)
+
+    def values() -> Iterator[dict[str, Tensor | None]]:
+        for number, batch in numbered_batches(splits.validation, window, batch_size, accelerator):
+            generator = keyed_generator(member.setting.seed, "validation", number)
+            bound = member.bound(batch.images, batch.labels, generator)
+            yield {
+                "mse": squared_errors(member, batch),
+                "rate": bound and bound.rate,
+                "distortion": bound and bound.distortion,
+                "exchange_loss": member.exchange_loss(batch.images, batch.labels, generator),
+            }
+
+    found = means(("mse", "rate", "distortion", "exchange_loss"), values(), accelerator)
+    return {key: x for key, x in found.items() if x is not None}
 
 
-def means_over_processes(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Divide the sums of all processes by the number of images, which is the sum `images`."""
-    totals = accelerator.reduce(torch.stack([x.to(accelerator.device) for x in sums.values()])).tolist()
-    found = dict(zip(sums, totals, strict=True))
-    count = found.pop("images")
-    return {key: x / count for key, x in found.items()}
+def squared_errors(member: Member, batch: ImageBatch) -> Tensor | None:
+    """Mean squared error of the pixels in [-1, 1] of each reconstruction, (B,); None: the model has none."""
+    reconstructions = member.reconstruct(batch.images, batch.labels)
+    if reconstructions is None:
+        return None
+    return ((reconstructions.float() - batch.images.float()) / 127.5).square().mean(dim=(1, 2, 3))
+
+
+def means(
+    keys: Sequence[str], batches: Iterable[dict[str, Tensor | None]], accelerator: Accelerator
+) -> dict[str, float | None]:
+    """Means of figures over the images of all processes, some of which may have no batch.
+
+    Args:
+        keys: names of the figures, the same in every process.
+        batches: for each of this process's batches the value of each figure for each image, (B,), or None; lazy.
+        accelerator: reduces over the processes.
+
+    Returns:
+        The means by name; None where no process has a value.
+    """
+    wide = widest_float(accelerator.device)
+    sums = torch.zeros(len(keys), 2, dtype=wide, device=accelerator.device)  # of values and of ones
+    for values in batches:
+        for i, key in enumerate(keys):
+            x = values[key]
+            if x is not None:
+                sums[i] += torch.stack([x.to(wide).sum(), torch.tensor(len(x), dtype=wide, device=x.device)])
+    totals = accelerator.reduce(sums).tolist()
+    return {key: total / count if count else None for key, (total, count) in zip(keys, totals, strict=True)}
 
 
 def _on_device(batches: Iterator[ImageBatch], accelerator: Accelerator) -> Iterator[ImageBatch]:

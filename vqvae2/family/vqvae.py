@@ -144,10 +144,6 @@ class VQVAE(Member):
     def rate_factors(self) -> dict[nn.Parameter, float]:
         return self.autoencoder.rate_factors()
 
-    def matrices(self) -> list[nn.Parameter]:
-        priors = [p for prior in self.priors.values() for p in prior.matrices()]
-        return [*self.autoencoder.rate_factors(), *priors]
-
     def reconstruct(self, images: Tensor, labels: Tensor) -> Tensor:
         return to_uint8(self.autoencoder(images).images)
 

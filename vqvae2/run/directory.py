@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "root",
         "activation_checkpointing",
         "shard_optimizer",
+        "likelihood_samples",  # of a comparison: for its evaluation only
     }
 )
 

@@ -30,7 +30,7 @@ def start_together(scenarios: list[str], folder: Path, processes: int = 2) -> li
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.together", str(folder), *scenarios],
+            [sys.executable, "-m", "tests.together", str(folder), *scenarios],
             env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
             stderr=subprocess.PIPE,
             text=True,
