@@ -17,6 +17,7 @@ from vqvae2.family.comparison import compare
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import binarised, open_in_memory
 from vqvae2.family.members import MEMBERS
+from vqvae2.family.vqvae import VQVAE
 from vqvae2.images.grids import save_image
 from vqvae2.images.loading import ImageBatch
 from vqvae2.run.command_line import parse_sections
@@ -81,6 +82,28 @@ def test_a_second_call_trains_and_computes_nothing(compared: Path, capsys: pytes
     before = times()
     compare(config(compared, "autoencoder,cvae,vqvae"))
     assert times() == before and capsys.readouterr().out.count("nothing to do") == 3
+
+
+def test_an_interrupted_model_ends_with_the_same_figures(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A comparison that is stopped in step 3 of its second model goes on from the checkpoint of step 2."""
+
+    def stopped(self: VQVAE, step: int, *others: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        end_step(self, step, *others)
+
+    end_step = VQVAE.end_step
+    monkeypatch.setattr(VQVAE, "end_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config(tmp_path, "autoencoder,vqvae"))
+    assert [x.name for x in (tmp_path / "models" / "vqvae" / "checkpoints").iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
+    compare(config(tmp_path, "autoencoder,vqvae"))
+    whole, resumed = (json.loads((x / "comparison.json").read_text())["models"] for x in (compared, tmp_path))
+    for name in ("autoencoder", "vqvae"):
+        assert {**resumed[name], "seconds": 0} == {**whole[name], "seconds": 0}
 
 
 def test_models_of_another_configuration_are_not_mixed(compared: Path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch.distributions import MultivariateNormal
 
 from tests.family.small import same, setting, stripes
@@ -25,8 +26,7 @@ def fitted(correction: int = 0) -> Fit:
 
 def test_log_likelihood_and_covariance_are_those_of_scikit_learn():
     """scikit-learn divides the covariance by N - 1."""
-    decomposition = pytest.importorskip("sklearn.decomposition")
-    reference = decomposition.PCA(LATENTS, svd_solver="full").fit(data().numpy())
+    reference = PCA(LATENTS, svd_solver="full").fit(data().numpy())
     ours = fitted(correction=1)
     torch.testing.assert_close(ours.covariance(), torch.from_numpy(reference.get_covariance()), rtol=1e-6, atol=1e-9)
     expected = torch.from_numpy(reference.score_samples(data().numpy()))
