@@ -58,11 +58,15 @@ def main() -> None:
         "log_every": 2,
     }
     flags = ["--config", options.config, "--run_dir", options.folder, "--images.max_images", str(IMAGES)]
-    flags += [x for name, _, _ in stages.values() for key, value in steps.items() for x in (f"--{name}.{key}", f"{value}")]
+    flags += [
+        x for name, _, _ in stages.values() for key, value in steps.items() for x in (f"--{name}.{key}", f"{value}")
+    ]
     seconds = dict(zip(stages, planned(options.config), strict=True))
     for stage in ("stage1", "stage2", "stage3", "stage4"):
         with open(run_dir / f"{stage}.txt", "w") as said:
-            subprocess.run([sys.executable, str(PIPELINES / f"{stage}.py"), *flags], check=True, stdout=said, stderr=said)
+            subprocess.run(
+                [sys.executable, str(PIPELINES / f"{stage}.py"), *flags], check=True, stdout=said, stderr=said
+            )
         if stage in stages:
             _, settings, directory = stages[stage]
             speeds = figures(directory, "train", "images_per_second")

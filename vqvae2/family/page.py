@@ -101,7 +101,12 @@ def cell(figures: dict[str, Any], key: str) -> str:
         return ""
     if key in ("classification_accuracy", "samples_recognised"):
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else short(value)
+
+
+def short(value: float) -> str:
+    """A number with four digits, or as an integer where it has more."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
@@ -113,9 +118,10 @@ def _curves(config: FamilyConfig, names: list[str]) -> list[tuple[str, str]]:
     curves = []
     for group, (key, label) in product(groups, CURVES.items()):
         series = {name: points_of(logs[name], "validation", key) for name in group}
-        shown = {name: points for name, points in series.items() if points}
+        # a model without latents has a rate of 0, which a logarithmic axis cannot show
+        shown = {name: points for name, points in series.items() if points and (key != "rate" or points[-1][1] > 0)}
         if shown:
-            last = ", ".join(f"{name} {points[-1][1]:.3g}" for name, points in shown.items())
+            last = ", ".join(f"{name} {short(points[-1][1])}" for name, points in shown.items())
             caption = f"{label} on held-out images over the steps, in nats per image. At the end: {last}."
             curves.append((data_url(plot(shown, "step", f"{label.lower()}, nats", key == "rate"), "svg+xml"), caption))
     return curves
