@@ -11,7 +11,7 @@ def main() -> None:
         "processes": (int, 1, "number of processes, one per GPU"),
         "num_images": (int | None, None, "number of training images (default: images.max_images, if it is set)"),
         "num_classes": (int | None, None, "number of classes, 0: none (default: 1000, or those of the shapes)"),
-        "device": (str | None, None, "h100, h200, a100, rtx4090 or cpu (default: the GPU of this machine, else cpu)"),
+        "device": (str | None, None, "h100, h200, a100, rtx4090 or cpu (default: this GPU if listed, else cpu)"),
     }
     config, values = parse_config(description=__doc__, **options)
 

@@ -11,11 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from tests.conftest import ROOT, refusal, write_config
-from vqvae2.planning.devices import device_called, this_device
-from vqvae2.planning.remedies import remedy
-from vqvae2.planning.stages import training_stages
+from vqvae2.planning.cost import encoding_cost
+from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device
+from vqvae2.planning.fake import without_memory
+from vqvae2.planning.plan import FILES
+from vqvae2.planning.remedies import encoding_remedy, remedy
+from vqvae2.planning.speed import cpu_speed
+from vqvae2.planning.stages import random_images, training_stages
 from vqvae2.run.command_line import parse_config
 
 
@@ -40,18 +45,31 @@ def rows(text: str) -> dict[str, list[str]]:
         ("NVIDIA A100-SXM4-80GB", 79.3, "a100"),
         ("NVIDIA A100-SXM4-40GB", 39.4, "cpu"),
         ("NVIDIA H100 80GB HBM3", 79.2, "h100"),
+        ("NVIDIA H100 PCIe", 79.2, "cpu"),
+        ("NVIDIA H100 NVL", 93.1, "cpu"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA H200 NVL", 139.8, "cpu"),
+        ("NVIDIA GH200 144G HBM3e", 142.0, "cpu"),
         ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 D", 23.5, "cpu"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, "cpu"),
         ("NVIDIA L4", 22.0, "cpu"),
     ],
 )
 def test_the_default_device_has_the_name_and_the_memory(
-    monkeypatch: pytest.MonkeyPatch, name: str, gib: float, device: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, gib: float, device: str
 ) -> None:
+    """A GPU that is not listed is named, with the choices; its plan is that of the CPU."""
     gpu = SimpleNamespace(name=name, total_memory=int(gib * 2**30))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     assert this_device() == device
+    said = capsys.readouterr().out
+    if device == "cpu":
+        assert said.startswith(f"{name} with {gib:.0f} GiB is not listed, so the figures are for the CPU")
+        assert "--device h100, h200, a100, rtx4090 or cpu" in said
+    else:
+        assert said == ""
 
 
 def test_processes_of_one_machine_share_its_memory() -> None:
@@ -75,6 +93,45 @@ def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     out = planned(monkeypatch, "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
     shares = re.findall(r"(\d+)% measured", out)
     assert len(shares) == 3 and "assumed" not in out
+
+
+def test_speed_of_the_cpu_is_measured_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU, which Accelerate chooses, product and step are still those of the CPU."""
+    config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
+    stage = training_stages(config, 8)[0]
+    cost = stage.cost(2, 1, False, "no")
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    speed = cpu_speed(stage, cost, 2, "no")
+    assert speed.measured and 0 < speed.rate < speed.peak
+
+
+def test_a_folder_of_images_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JPEG files of two sizes stand for the images, of which the number is given; nothing is written."""
+    root, config = tmp_path / "nowhere", write_config(tmp_path, tmp_path / "run")
+    flags = ["--images.source", "folder", "--images.root", str(root), "--num_images", "1000"]
+    out = planned(monkeypatch, "--config", str(config), *flags, "--device", "a100")
+    small, large = ([float(x.replace(",", "")) for x in rows(out)[f"cores to load, {name}"]] for name in FILES)
+    assert len(small) == len(large) == 2 and all(0 < x < y for x, y in zip(small, large, strict=True))
+    assert "1,000 images, 1,000 classes" in out and "1,000 classes unless --num_classes says otherwise" in out
+    assert not root.exists() and not (tmp_path / "run").exists()
+
+
+def test_the_largest_batch_of_stage_2_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where encoding does not fit, the largest batch that does is named, divisible by the processes."""
+    path, memory_gib = write_config(tmp_path, tmp_path / "run"), 0.05
+    monkeypatch.setitem(GPUS, "a100", GPUS["a100"]._replace(memory_gib=memory_gib))
+    flags = ["--device", "a100", "--processes", "2", "--stage2.batch_size", "4096"]
+    out = planned(monkeypatch, "--config", str(path), *flags)
+    named = re.search(r"does not fit: stage 2: --stage2.batch_size (\d+) \(batch (\d+), ", out)
+    assert named and rows(out)["fits in 0 GiB"][1] == "NO", out
+    batch_size, batch = map(int, named.groups())
+    assert batch_size == 2 * batch
+    config, _ = parse_config(["--config", str(path)])
+    model = without_memory(lambda: training_stages(config, 8)[0].build(False))
+    fits, next_one = (encoding_cost(model, lambda n=n: random_images(config, n), "no").peak for n in (batch, batch + 1))
+    assert fits <= USABLE * memory_gib * 2**30 < next_one
+    assert "does not fit with one image at a time" in encoding_remedy(lambda n: 10 * n, 8, 9, 2)
 
 
 def test_a_remedy_is_named_and_fits(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def measure_prior(config: Config, repetitions: int) -> list[Row]:
         with OperationCounter() as counter:
             step()
         memory = peak_memory_gib(accelerator.device)
-        product = matrix_product(accelerator)
+        product = matrix_product(accelerator.device, accelerator.mixed_precision)
         seconds = seconds_per_call({"step": step, "product": product}, accelerator.device, repetitions)
         rate = counter.total / seconds["step"]
         limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
@@ -70,8 +70,9 @@ def measure_sample(config: Config, repetitions: int) -> list[Row]:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     rows: list[Row] = []
     priors = [new_prior(config, name).to(accelerator.device, dtype).eval() for name in config.priors]
-    product = seconds_per_call({"product": matrix_product(accelerator)}, accelerator.device, repetitions)
-    limit = 2 * PRODUCT_SIDE**3 / product["product"]
+    product = matrix_product(accelerator.device, accelerator.mixed_precision)
+    seconds = seconds_per_call({"product": product}, accelerator.device, repetitions)
+    limit = 2 * PRODUCT_SIDE**3 / seconds["product"]
     for batch in SAMPLING_BATCHES:
         of_levels = [row for prior in priors for row in _sampling_rows(prior, batch, accelerator, repetitions, limit)]
         rows += of_levels + _together(of_levels)
@@ -132,10 +133,10 @@ def _training_step(prior: Prior, train: TrainConfig, accelerator: Accelerator) -
     return step
 
 
-def matrix_product(accelerator: Accelerator, side: int = PRODUCT_SIDE) -> Callable[[], None]:
-    """A function that multiplies two square matrices in the accelerator's precision."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    a, b = (torch.randn(side, side, device=accelerator.device).to(dtype) for _ in range(2))
+def matrix_product(device: torch.device, precision: str, side: int = PRODUCT_SIDE) -> Callable[[], None]:
+    """A function that multiplies two square matrices on a device in a precision: no, bf16 or fp16."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:
         torch.mm(a, b)

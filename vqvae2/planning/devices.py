@@ -35,6 +35,8 @@ GPUS = {
     "rtx4090": Device(24, 165.2, 82.6, 1008, "NVIDIA Ada GPU Architecture white paper, without sparsity"),
 }
 NAMES = [*GPUS, "cpu"]
+# Parts of names, without spaces, of GPUs that have the name of a listed one, but other peaks, memory or bandwidth.
+OTHERS = ("h100pcie", "h100nvl", "h200nvl", "gh200", "rtx4090d")
 
 
 def device_called(name: str, processes: int = 1) -> Device:
@@ -52,9 +54,14 @@ def device_called(name: str, processes: int = 1) -> Device:
 
 
 def this_device() -> str:
-    """The name of this machine's GPU if one of this name and memory is listed, else cpu."""
+    """The name of this machine's GPU if one of this name and memory is listed, else cpu, which is printed then."""
     if not torch.cuda.is_available():
         return "cpu"
     gpu = torch.cuda.get_device_properties(0)
     found, memory = gpu.name.lower().replace(" ", ""), gpu.total_memory / 2**30
-    return next((name for name, x in GPUS.items() if name in found and memory > USABLE * x.memory_gib), "cpu")
+    for name, device in GPUS.items():
+        if name in found and memory > USABLE * device.memory_gib and not any(other in found for other in OTHERS):
+            return name
+    choices = f"{', '.join(GPUS)} or cpu"
+    print(f"{gpu.name} with {memory:.0f} GiB is not listed, so the figures are for the CPU: choose --device {choices}")
+    return "cpu"

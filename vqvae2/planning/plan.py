@@ -8,10 +8,10 @@ from vqvae2.config import SAMPLES_AT_A_TIME, Config, level_grids, local_batch_si
 from vqvae2.errors import UserError
 from vqvae2.images.shapes import CLASSES
 from vqvae2.images.sources import SHAPES_TRAIN, DrawnShapes
-from vqvae2.planning.cost import TrainingCost, encoding_cost
+from vqvae2.planning.cost import EncodingCost, TrainingCost, encoding_cost
 from vqvae2.planning.devices import USABLE, Device, device_called
 from vqvae2.planning.fake import without_memory
-from vqvae2.planning.remedies import remedy
+from vqvae2.planning.remedies import encoding_remedy, remedy
 from vqvae2.planning.sizes import checkpoint_disk_bytes, record_bytes, sample_bytes
 from vqvae2.planning.speed import CPU, Speed, cpu_speed, gpu_speed
 from vqvae2.planning.stages import Stage, random_images, training_stages
@@ -81,7 +81,7 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         costs = {x: cost.sharded() if stage.train.shard_optimizer else cost for x, cost in unsharded.items()}
         cost = costs[bool(stage.checkpointing)]
         cpu = device == "cpu"
-        speed = cpu_speed(stage, cost, batch) if cpu else gpu_speed(stage, setting.device, precision)
+        speed = cpu_speed(stage, cost, batch, precision) if cpu else gpu_speed(stage, setting.device, precision)
         if cpu:  # they share the cores
             speed = speed._replace(peak=speed.peak / processes)
         speeds.append(speed)
@@ -91,10 +91,11 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         }
         if cost.peak > setting.limit:
             remedies.append(remedy(stage, unsharded, batch, precision, setting.limit, processes))
-        if stage.name != "stage 1":
+        if stage.name == "stage 1":
+            columns["stage 2"], change = _encoding(setting, speed, decoding)
+            remedies += change
+        else:
             columns[stage.name] |= _sampling(stage, cost, batch, speed, setting)
-    first, *others = columns.items()
-    columns = dict([first, ("stage 2", _encoding(setting, speeds[0], decoding)), *others])
     return "\n\n".join([_heading(setting), table(columns), _summary(setting, speeds, columns, remedies)])
 
 
@@ -139,25 +140,32 @@ def _time(
     return column | (_cores(rate, decoding) if stage.name == "stage 1" else {})
 
 
-def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> Column:
-    """Stage 2, at the speed of stage 1."""
+def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> tuple[Column, list[str]]:
+    """Stage 2, at the speed of stage 1: its column, and what to change if it does not fit."""
     config, stage2 = setting.config, setting.config.stage2
     batch = stage2.batch_size // setting.processes
     model = without_memory(lambda: training_stages(config, setting.num_classes)[0].build(False))
     precision = setting.precision("stage2", stage2.mixed_precision)
-    cost = encoding_cost(model, lambda: random_images(config, batch), precision)
+
+    def cost_of(count: int) -> EncodingCost:
+        return encoding_cost(model, lambda: random_images(config, count), precision)
+
+    cost, limit = cost_of(batch), setting.limit
+    fits = cost.peak <= limit
+    change = [] if fits else [encoding_remedy(lambda x: cost_of(x).peak, batch, limit, setting.processes)]
     rate = speed.rate / cost.operations * batch * setting.processes
     size = record_bytes(level_grids(config.autoencoder.levels, config.images.height_width))
     images = setting.num_images and setting.num_images * (1 + stage2.flipped_copies)
-    return {
+    column = {
         "images of a process in a pass": f"{batch}",
         "peak of a process": gib(cost.peak),
-        f"fits in {setting.limit / 2**30:.0f} GiB": "yes" if cost.peak <= setting.limit else "NO",
+        f"fits in {limit / 2**30:.0f} GiB": "yes" if fits else "NO",
         "hours": short(images / rate / HOUR) if images else "?",
         "images/s to load": short(rate),
         **_cores(rate, decoding),
         "GiB of codes": gib(images * size) if images else f"{size} bytes an image",
     }
+    return column, change
 
 
 def _sampling(stage: Stage, cost: TrainingCost, batch: int, speed: Speed, setting: Setting) -> Column:

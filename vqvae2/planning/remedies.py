@@ -1,9 +1,13 @@
 """What to change where a stage does not fit into the memory of a device."""
 
+from bisect import bisect_right
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vqvae2.planning.cost import TrainingCost
 from vqvae2.planning.stages import Stage
+
+TOO_LARGE = "use a GPU with more memory or a smaller model"
 
 
 class Fit(NamedTuple):
@@ -32,9 +36,23 @@ def remedy(
     fits = [fit for x in costs for fit in _fits(stage, x, costs[x], local_batch, precision, limit, processes)]
     if not fits:
         sharded = ", with shard_optimizer" if processes > 1 else ""
-        remedies = "use a GPU with more memory or a smaller model"
-        return f"{stage.name}: does not fit with one image at a time{sharded}: {remedies}"
+        return f"{stage.name}: does not fit with one image at a time{sharded}: {TOO_LARGE}"
     return f"{stage.name}: " + ", or ".join(_describe(stage, fit) for fit in fits)
+
+
+def encoding_remedy(peak: Callable[[int], int], local_batch: int, limit: float, processes: int) -> str:
+    """One line that names the largest batch size with which stage 2 fits.
+
+    Args:
+        peak: bytes of one process that encodes a number of images in one pass; more images take more.
+        local_batch: images of one process in one pass, which do not fit.
+        limit: bytes that can be used.
+        processes: number of processes, which have to divide the batch size.
+    """
+    largest = bisect_right(range(1, local_batch), limit, key=peak)
+    if largest == 0:
+        return f"stage 2: does not fit with one image at a time: {TOO_LARGE}"
+    return f"stage 2: --stage2.batch_size {largest * processes} (batch {largest}, {peak(largest) / 2**30:.1f} GiB)"
 
 
 def _describe(stage: Stage, fit: Fit) -> str:

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from vqvae2.benchmarks.prior import matrix_product
 from vqvae2.benchmarks.timing import seconds_per_call, update
-from vqvae2.planning.cost import TrainingCost
+from vqvae2.planning.cost import AUTOCAST, TrainingCost
 from vqvae2.planning.devices import Device
 from vqvae2.planning.stages import Stage
-from vqvae2.run.launch import start_accelerator
 from vqvae2.training.average import WeightAverage
 from vqvae2.training.objective import optimiser_of
 from vqvae2.training.optimiser import set_rate
@@ -48,10 +47,12 @@ def gpu_speed(stage: Stage, device: Device, precision: str) -> Speed:
     return Speed(peak * 1e12, ASSUMED_ON_GPU["stage 1" if stage.name == "stage 1" else "prior"], False)
 
 
-def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int) -> Speed:
-    """Time a matrix product and a training step on random data, with fewer images if a step is long."""
-    accelerator = start_accelerator(stage.key, stage.train.mixed_precision)
-    product = seconds_per_call({"product": matrix_product(accelerator, PRODUCT_SIDE)}, CPU, 3, warm_up_calls=1)
+def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int, precision: str) -> Speed:
+    """Time a matrix product and a training step on random data, with fewer images if a step is long.
+
+    Accelerate is not used, because it would choose the GPU of a machine that has one.
+    """
+    product = seconds_per_call({"product": matrix_product(CPU, precision, PRODUCT_SIDE)}, CPU, 3, warm_up_calls=1)
     peak = 2 * PRODUCT_SIDE**3 / product["product"]
     accumulation = stage.train.gradient_accumulation_steps
     images = min(local_batch, int(MEASURED_OPERATIONS * local_batch * accumulation / cost.step))
@@ -69,7 +70,7 @@ def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int) -> Speed:
         return tensor
 
     def step() -> None:
-        with accelerator.autocast():
+        with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
             loss = objective.loss(module, batch, number).total
         update(loss, module, optimiser)
         objective.end_step(number, applied, reduce)
@@ -77,5 +78,5 @@ def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int) -> Speed:
             average.update(number, applied)
 
     seconds = seconds_per_call({"step": step}, CPU, 2, warm_up_calls=1)["step"]
-    operations = stage.cost(images, 1, bool(stage.checkpointing), accelerator.mixed_precision).step
+    operations = stage.cost(images, 1, bool(stage.checkpointing), precision).step
     return Speed(peak, operations / seconds / peak, True)
