@@ -215,6 +215,7 @@ def test_killed_stage_ends_as_if_left_alone(tiny_run: tuple[Path, Path], tmp_pat
 
 
 FAKE_SRUN = """#!/bin/bash
+echo "$@" > "$ARGUMENTS"
 while [[ "$1" == --* ]]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks="$tasks $!"; done
 for task in $tasks; do wait $task || code=$?; done
@@ -223,26 +224,68 @@ exit ${code:-0}
 FAKE_SCONTROL = """#!/bin/bash
 if [ "$1" = requeue ]; then echo "$2" > "$REQUEUED"; else echo 127.0.0.1; fi
 """
+SLURM_SCRIPT = str(ROOT / "configs" / "accelerate" / "slurm.sh")
+KILL_WAIT = 30  # seconds from SIGTERM to SIGKILL, if slurm.conf sets no other
+
+
+def fake_slurm(folder: Path, srun: str) -> dict[str, str]:
+    """Write stand-ins for Slurm's commands, and return the environment of a job of two tasks that uses them."""
+    for name, content in (("srun", srun), ("scontrol", FAKE_SCONTROL)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "17"}
+    slurm |= {"REQUEUED": str(folder / "requeued"), "ARGUMENTS": str(folder / "arguments")}
+    return {**slurm, "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def test_slurm_script_requeues_a_stopped_job(tmp_path: Path, endless: list[str]) -> None:
     """A signal to the job step stops the run with a checkpoint, and the script requeues the job.
 
-    Slurm's commands are replaced by stand-ins that start two tasks.
+    Slurm's commands are replaced by stand-ins that start two tasks. A task that does not end is killed within a minute.
     """
-    for name, content in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
-        (tmp_path / name).write_text(content)
-        (tmp_path / name).chmod(0o755)
-    requeued = tmp_path / "requeued"
-    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "17", "REQUEUED": str(requeued)}
-    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     command, environment = command_of("stage1", *endless, processes=1)
-    environment |= {**slurm, "PATH": path, "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    script = [str(ROOT / "configs" / "accelerate" / "slurm.sh"), *command[command.index("--num_processes") + 2 :]]
+    environment |= {**fake_slurm(tmp_path, FAKE_SRUN), "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    script = [SLURM_SCRIPT, *command[command.index("--num_processes") + 2 :]]
     with subprocess.Popen(["bash", *script], env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
         wait_until(lambda: has_begun(tmp_path), "the first step")
         os.kill(process_of(tmp_path), signal.SIGUSR1)
         _, errors = job.communicate(timeout=60)
-    assert job.returncode == STOPPED and requeued.read_text() == "17\n"
+    assert job.returncode == STOPPED and (tmp_path / "requeued").read_text() == "17\n"
     (step,) = saved_steps(tmp_path)
     assert f"stopped by SIGUSR1 and saved at step {step}" in errors
+    (wait,) = re.findall(r"--wait=(\d+)", (tmp_path / "arguments").read_text())
+    assert int(wait) + KILL_WAIT <= 60
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeues"),
+    [
+        (0, None, False),
+        (1, None, False),
+        (INTERRUPTED, None, False),
+        (STOPPED, None, True),
+        (STOPPED, 99, True),
+        (137, None, True),
+        (137, 9, True),
+        (137, 10, False),
+        (143, 3, True),
+    ],
+)
+def test_slurm_script_requeues_a_killed_job_a_few_times(
+    tmp_path: Path, code: int, restarts: int | None, requeues: bool
+) -> None:
+    """A job of which a task was killed is queued again up to 10 times, a stopped one always, one that failed never."""
+    environment = fake_slurm(tmp_path, f"#!/bin/bash\nexit {code}\n")
+    if restarts is not None:
+        environment["SLURM_RESTART_COUNT"] = str(restarts)
+    result = subprocess.run(["bash", SLURM_SCRIPT, "stage1.py"], env=environment, timeout=60)
+    assert result.returncode == code and (tmp_path / "requeued").exists() == requeues
+
+
+def test_limit_of_the_slurm_script_can_be_set(tmp_path: Path) -> None:
+    """With MAX_RESTARTS, a killed job is queued again as often as it says."""
+    environment = fake_slurm(tmp_path, "#!/bin/bash\nexit 137\n") | {"MAX_RESTARTS": "2"}
+    for restarts in (1, 2):
+        subprocess.run(["bash", SLURM_SCRIPT], env={**environment, "SLURM_RESTART_COUNT": str(restarts)}, timeout=60)
+        assert (tmp_path / "requeued").exists() == (restarts == 1)
+        (tmp_path / "requeued").unlink(missing_ok=True)
