@@ -116,6 +116,15 @@ def test_a_loaded_model_can_be_saved_again(saved: Path, tmp_path: Path) -> None:
         assert again.replace(b"again", b"shapes") == path.read_bytes(), path.name
 
 
+def test_a_damaged_training_file_is_left_out(copy: Path, tmp_path: Path) -> None:
+    """A training.yaml that is not text does not keep a loaded model from being saved."""
+    (copy / "training.yaml").write_bytes(b"seed: \xff")
+    on_cpu(copy).save_pretrained(tmp_path / "again")
+    assert {path.name for path in copy.iterdir()} - {path.name for path in (tmp_path / "again").iterdir()} == {
+        "training.yaml"
+    }
+
+
 def test_only_an_earlier_export_is_replaced(generator: Generator, copy: Path, tmp_path: Path) -> None:
     """An earlier export is replaced as a whole; a folder with other files is refused and left alone."""
     content = json.loads((copy / "config.json").read_text())

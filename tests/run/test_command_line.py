@@ -10,9 +10,13 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, call, write_config
+from tests.conftest import refusal as short_refusal
 from vqvae2.errors import UserError
 from vqvae2.run import command_line
 from vqvae2.run.command_line import parse_config, run
+
+LONG = "x" * 256  # characters, more than a file name may have
+NOBODY = "~nobody_of_this_name/x"
 
 
 @pytest.fixture
@@ -177,10 +181,11 @@ def test_help_explains_fields_and_priors(capsys: pytest.CaptureFixture):
     [
         (UserError("the cellar is full"), 1, "error: the cellar is full\n"),
         (KeyboardInterrupt(), 130, "run the same command again"),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "error: /a/b: cannot be accessed (Permission denied): "),
     ],
 )
 def test_errors_become_messages(error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture):
-    """A UserError exits with code 1 and Ctrl-C with 130, each with a message."""
+    """A UserError, and a path that is denied, exit with code 1 and Ctrl-C with 130, each with a message."""
 
     def fail() -> None:
         raise error
@@ -190,10 +195,54 @@ def test_errors_become_messages(error: BaseException, code: int, says: str, caps
     assert exit_.value.code == code and says in capsys.readouterr().err
 
 
-def test_a_defect_keeps_its_traceback():
-    """Any other exception is not caught."""
-    with pytest.raises(ZeroDivisionError):
-        run(lambda: 1 // 0)
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError(), PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file", "/a/b")],
+)
+def test_a_defect_keeps_its_traceback(error: Exception):
+    """Any other exception is not caught, such as one of access without a path, or of a file that the code expects."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run(fail)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("stage1", ("--run_dir", LONG)),
+        ("stage1", ("--run_dir", "RUN/new", "--stage1.start_from", LONG)),
+        ("evaluate", ("--run_dir", LONG)),
+        ("sample", ("--run_dir", LONG)),
+        ("reconstruct", ("--run_dir", "RUN", "--images", LONG)),
+        ("reconstruct", ("--run_dir", "RUN", "--images", "RUN/stage1/images", "--output", LONG)),
+        ("publish", ("--run_dir", "RUN", "--folder", LONG)),
+    ],
+)
+def test_a_path_that_cannot_be_accessed_is_named(tiny_run: tuple[Path, Path], script: str, flags: tuple[str, ...]):
+    """A name that is too long for the file system gives a short message with the path, in every script."""
+    given = [flag.replace("RUN", str(tiny_run[1])) for flag in flags]
+    config = ["--config", str(tiny_run[0])] if script == "stage1" else []
+    message = short_refusal(script, *config, *given)
+    assert LONG in message and "cannot be accessed (File name too long): grant permission, or use another" in message
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("stage1", ("--run_dir", "RUN/new", "--stage1.start_from", NOBODY)),
+        ("publish", ("--run_dir", "RUN", "--folder", NOBODY)),
+    ],
+)
+def test_a_home_that_is_not_known_is_named(tiny_run: tuple[Path, Path], script: str, flags: tuple[str, ...]):
+    """The home directory of an unknown user gives a short message, and no folder is made."""
+    given = [flag.replace("RUN", str(tiny_run[1])) for flag in flags]
+    config = ["--config", str(tiny_run[0])] if script == "stage1" else []
+    assert f"{NOBODY}: there is no such user or home directory" in short_refusal(script, *config, *given)
+    assert not Path(NOBODY).parent.exists() and not (tiny_run[1] / "new").exists()
 
 
 def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path: Path):

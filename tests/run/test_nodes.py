@@ -64,6 +64,15 @@ def test_an_error_of_another_host_names_it(monkeypatch: pytest.MonkeyPatch, host
     assert raised.value.reaches_all
 
 
+def test_a_path_that_one_process_cannot_access_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes receive it as a message, instead of waiting for a process that has ended."""
+    sent = []
+    monkeypatch.setattr(launch, "gather_object", lambda mine: sent.extend(mine) or [*mine, (None, "b")])
+    with pytest.raises(UserError, match=r"^/a/b: cannot be accessed") as raised, refusals_reach_all(OTHER):
+        raise PermissionError(13, "Permission denied", "/a/b")
+    assert sent[0][0] is raised.value and raised.value.reaches_all
+
+
 def test_the_lock_is_what_processes_compare(tiny_run: tuple[Path, Path]) -> None:
     """A stage leaves the content by which other processes recognize its folder."""
     assert json.loads((tiny_run[1] / "stage1" / "lock").read_text())["host"] == socket.gethostname()

@@ -65,8 +65,16 @@ def origin_of_run(run_dir: Path, fingerprint: str) -> Origin:
 def origin_of_folder(folder: Path, description: Description) -> Origin:
     """Collect the metrics and pictures in the folder of a saved model; a download has none."""
     pictures = {name: folder / name for name in PICTURES if (folder / name).exists()}
-    training = (folder / TRAINING).read_text() if (folder / TRAINING).exists() else None
+    training = _read_text(folder / TRAINING)
     return Origin(description.dataset, description.license, _read(folder / EVALUATION) or None, pictures, training)
+
+
+def _read_text(path: Path) -> str | None:
+    """Content of a text file; None if it is missing or damaged."""
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from vqvae2.images.masks import fill
 from vqvae2.prior.artefact import TrainedPrior, load_prior
 from vqvae2.prior.kept import Kept, keep_coarser, keep_region, region_mask
 from vqvae2.prior.prior import Prior
+from vqvae2.run.directory import expanded
 from vqvae2.run.precision import has_fast_bf16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -147,7 +148,7 @@ class Generator:
         Raises:
             UserError: a stage has not finished, the folder has other files, or a file cannot be written.
         """
-        self._save(Path(folder).expanduser(), dtype, license, None)
+        self._save(expanded(folder), dtype, license, None)
 
     def push_to_hub(
         self,

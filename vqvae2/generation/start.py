@@ -15,7 +15,7 @@ from vqvae2.generation.description import CONFIG, TRAINING_FIELDS
 from vqvae2.generation.pretrained import bundled_names, load_models
 from vqvae2.prior.artefact import TrainedPrior, load_prior
 from vqvae2.prior.prior import Prior
-from vqvae2.run.directory import recorded_configuration
+from vqvae2.run.directory import accessing, expanded, recorded_configuration
 from vqvae2.training.checkpoints import newest_step
 
 # Fields that may differ, since they change the training of a model and not its function.
@@ -116,7 +116,7 @@ def _copy(old: nn.Module, new: nn.Module) -> None:
 
 def _open(source: str) -> tuple[TrainedAutoencoder, Callable[[str], TrainedPrior]]:
     """The autoencoder of a run, folder or repository, and a function that loads the prior of a level."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if source in bundled_names() or (folder / CONFIG).exists() or not folder.is_dir():
         models = load_models(source)
         return models.autoencoder, models.priors.__getitem__
@@ -157,6 +157,7 @@ def _check_sizes(source: str, old: dict[str, Any], new: dict[str, Any]) -> None:
 def _named(key: str) -> Iterator[None]:
     """Put the name of the field in front of the message of a UserError."""
     try:
-        yield
+        with accessing():
+            yield
     except UserError as error:
         raise UserError(f"{key}: {error}") from error

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_
 
 from vqvae2.config import Config, check
 from vqvae2.errors import StoppedError, UserError
-from vqvae2.run.directory import recorded_sections
+from vqvae2.run.directory import accessing, recorded_sections
 from vqvae2.run.given import check_names, flag_values, load_yaml, merged, read_file
 from vqvae2.run.stopping import Stop, end_with_parent, stop_at_signals
 
@@ -198,15 +198,15 @@ def parse_record(kind: type[T], record: dict[str, Any]) -> T:
 def run(main: Callable[[], object]) -> NoReturn:
     """Run the main function of a script and exit with one of these codes.
 
-    0: finished; 1: a UserError; 2: invalid arguments; 75: stopped on request, after saving what there was to save;
-    130: interrupted before saving.
+    0: finished; 1: a UserError, or a file or folder that cannot be accessed; 2: invalid arguments; 75: stopped on
+    request, after saving what there was to save; 130: interrupted before saving.
     """
     rank = os.environ.get("RANK", "0")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when PyTorch is imported
     end_with_parent()
     try:
-        with stop_at_signals():
+        with stop_at_signals(), accessing():
             main()
     except UserError as error:
         if rank == "0" or not error.reaches_all:

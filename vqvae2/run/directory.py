@@ -1,5 +1,6 @@
 """The run directory: the location of each stage's files, and the recorded configurations of the stages."""
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,8 @@ MAY_CHANGE = frozenset(
         "likelihood_samples",  # of a comparison: for its evaluation only
     }
 )
+# Access to a path that was given, or to a file in it, and not a defect of the code. A missing file is not among them.
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
 
 
 def _mode_of_new_files() -> int:
@@ -67,6 +70,31 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or path}: {_cannot_write(error.strerror)}") from error
     except SafetensorError as error:
         raise UserError(f"{path}: {_cannot_write(str(error))}") from error
+
+
+@contextmanager
+def accessing() -> Iterator[None]:
+    """Convert errors of access to a file or folder (DENIED) to a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DENIED or error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: cannot be accessed ({error.strerror}): grant permission, or use another path"
+        ) from error
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home directory in place of ~ or ~USER.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user or home directory: use a path without ~") from error
 
 
 def flush_tensors(path: Path) -> None:

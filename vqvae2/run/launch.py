@@ -21,7 +21,7 @@ from accelerate.utils import (
 
 from vqvae2.config import MixedPrecision, RunConfig, TrainConfig, as_dict
 from vqvae2.errors import ToldError, UserError
-from vqvae2.run.directory import write_atomically
+from vqvae2.run.directory import accessing, write_atomically
 from vqvae2.run.precision import resolve_precision
 from vqvae2.run.restarts import use_fresh_store
 
@@ -72,12 +72,14 @@ def join_processes() -> PartialState:
 def refusals_reach_all(state: Together) -> Iterator[None]:
     """Context manager at whose end all processes raise the ToldError of any process, with its host if that is another.
 
-    Without it, the other processes would wait for a process that has ended, unless a launcher ends them. Processes must
-    not communicate inside the block; they synchronize at its end.
+    A file or folder that cannot be accessed is such an error, see `accessing`. Without the context manager, the other
+    processes would wait for a process that has ended, unless a launcher ends them. Processes must not communicate
+    inside the block; they synchronize at its end.
     """
     error = None
     try:
-        yield
+        with accessing():
+            yield
     except ToldError as caught:
         error = caught
     if state.num_processes > 1:
