@@ -52,7 +52,8 @@ def train_autoencoder(config: Config) -> None:
         return
 
     autoencoder = build_autoencoder(config.autoencoder, images.channels, config.seed)
-    started |= start_autoencoder(autoencoder, images.channels, stage1, directory, accelerator.print)
+    with refusals_reach_all(accelerator):
+        started |= start_autoencoder(autoencoder, images.channels, stage1, directory, accelerator.print)
     splits = open_surveyed(config, accelerator)
     autoencoder.to(accelerator.device)
     accelerator.print(
@@ -176,7 +177,8 @@ def train_prior(config: Config, level: str) -> str | None:
     prior = build_prior(
         prior_config, trained.grids, level, len(trained.classes), config.seed, trained.module.codebooks()
     )
-    started |= start_prior(prior, trained.sha256, settings, directory, accelerator.print)
+    with refusals_reach_all(accelerator):
+        started |= start_prior(prior, trained.sha256, settings, directory, accelerator.print)
     prior.to(accelerator.device)
     accelerator.print(
         f"codes of {len(train_codes)} training images, {len(validation_codes)} held out; "

@@ -21,6 +21,7 @@ from vqvae2.generation import hub
 from vqvae2.generation.start import start_autoencoder, start_prior
 from vqvae2.prior.artefact import build_prior, load_prior
 from vqvae2.prior.prior import Prior
+from vqvae2.run import launch
 from vqvae2.run.command_line import parse_config
 
 Tiny = tuple[Path, Path]
@@ -164,6 +165,26 @@ def test_a_source_that_cannot_be_used_is_named(tiny_run: Tiny, tmp_path: Path) -
         assert message.startswith("error: stage1.start_from: ") and says in message, message
     assert "stage1.total_steps: 0 is not valid: use 1 or more" in refusal("stage1", *new, "--stage1.total_steps", "0")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "prior"])
+def test_a_source_that_another_process_lacks_stops_all(
+    tiny_run: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """A process that has its source stops where another one has not, instead of waiting for it."""
+    run, started = tmp_path / "run", list[bool]()
+    shutil.copytree(tiny_run[1], run, ignore=shutil.ignore_patterns("stage3", *["stage1"] * (model == "autoencoder")))
+    two = launch.Processes(2, 0, True)
+    everywhere = launch.refusals_reach_all
+    other = UserError("nowhere: not a folder")
+    monkeypatch.setattr(stages, "refusals_reach_all", lambda _: everywhere(two))
+    monkeypatch.setattr(launch, "gather_object", lambda mine: [*mine, (other if started else None, "b")])
+    monkeypatch.setattr(stages, f"start_{model}", lambda *_: started.append(True) or {})
+    monkeypatch.setattr(stages, "recorded", lambda *_: pytest.fail("has gone on"))
+    config, _ = parse_config(["--config", str(tiny_run[0]), "--run_dir", str(run)])
+    with pytest.raises(UserError, match="on host b: nowhere: not a folder"):
+        stages.train_autoencoder(config) if model == "autoencoder" else stages.train_prior(config, "top")
+    assert started == [True]
 
 
 def test_a_prior_of_other_sizes_is_refused(tiny_run: Tiny, tmp_path: Path) -> None:
