@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.images import survey as module
+from vqvae2.images.sources import open_images
 from vqvae2.images.survey import survey_images, surveyor
 from vqvae2.images.survey_record import Survey, read_record, record_path
 from vqvae2.images.survey_summary import describe
@@ -151,6 +153,23 @@ def test_classes_may_be_added_before_training(root: Path, tmp_path: Path) -> Non
     assert [(x.name, x.label) for x in again] == [
         ("glove/g.png", 0), ("hat/a.jpg", 1), ("hat/broken.jpg", 1), ("hat/turned.jpg", 1), ("shoe/c.png", 2)
     ]  # fmt: skip
+
+
+def test_a_node_without_the_images_is_refused(root: Path, tmp_path: Path) -> None:
+    """A process goes on without some of the first images, but not without all of them; one is named."""
+    for i in range(20):
+        picture(root / "shoe" / f"{i:02d}.png")
+    images = configuration(root, max_unreadable_fraction=0.5, validation_fraction=0.2)
+    splits = open_images(images, 0, surveyor(images, tmp_path / "run", show=False))
+    first = splits.train.names[0]
+    (root / first).unlink()
+    module._check_readable(splits)
+    shutil.rmtree(root)
+    with pytest.raises(UserError) as raised:
+        module._check_readable(splits)
+    message = str(raised.value)
+    assert message.startswith("none of the first 16 images can be read: put the images where every node can read them")
+    assert str(root / first) in message and "No such file" in message
 
 
 def survey_as(process: int, root: Path, folder: Path) -> None:

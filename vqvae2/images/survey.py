@@ -110,7 +110,8 @@ def _check_readable(splits: Splits) -> None:
         except UserError as error:
             errors.append(error)
     if errors:
-        raise errors[0]
+        reason = f"none of the first {len(errors)} images can be read"
+        raise UserError(f"{reason}: put the images where every node can read them ({errors[0]})")
 
 
 def _survey_all(images: ImagesConfig, run_dir: Path, accelerator: Accelerator) -> Iterator[tuple[Survey, Path]]:
