@@ -79,9 +79,11 @@ def test_the_other_processes_wait_for_long_work(monkeypatch: pytest.MonkeyPatch)
     assert asked["timeout"] > timedelta(hours=1)
 
 
-@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+@pytest.mark.parametrize(
+    ("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")]
+)
 def test_models_are_not_split(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
-    """FSDP and DeepSpeed are refused before the processes are joined, with what to use instead."""
+    """FSDP, DeepSpeed and Megatron-LM are refused before the processes are joined, with what to use instead."""
     monkeypatch.setattr(launch, "PartialState", lambda **options: pytest.fail("joined"))
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
     with pytest.raises(UserError, match=rf"{name}.*MULTI_GPU.*shard_optimizer"):

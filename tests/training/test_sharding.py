@@ -14,8 +14,12 @@ from torch import nn
 from tests.training.test_checkpoints import flip_a_byte
 from tests.training.test_loop import SETTINGS, InterruptionError, interrupt, log_of, prior_objective, train
 from vqvae2.config import TrainConfig
+from vqvae2.training import checkpoints
+from vqvae2.training.average import WeightAverage
+from vqvae2.training.best import best_of_state
 from vqvae2.training.checkpoints import load_checkpoint
-from vqvae2.training.optimiser import build_optimiser, optimiser_state, set_rate
+from vqvae2.training.objective import optimiser_of
+from vqvae2.training.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from vqvae2.training.sharding import Shard, owners_of
 
 STEPS, BEST, HALFWAY = 20, 9, 12
@@ -46,7 +50,8 @@ def scenario(folder: Path) -> None:
                 shutil.copytree(half, folder / f"{name}_then_{then}")
             PartialState().wait_for_everyone()
             train_prior(folder / f"{name}_then_{then}", then == "sharded")
-    train_prior(folder / "one_then_sharded", True)
+    for processes in ("one", "four"):
+        train_prior(folder / f"{processes}_then_sharded", True)
     read_damaged(folder, PartialState())
 
 
@@ -66,6 +71,32 @@ def read_damaged(folder: Path, state: PartialState) -> None:
 def before(folder: Path) -> None:
     train_prior(folder / "one", False)
     train_prior(folder / "one_then_sharded", False, HALFWAY + 1)
+    shutil.copytree(folder / "one_then_sharded", folder / "four_then_sharded")
+    divide_newest_checkpoint(folder / "four_then_sharded" / "checkpoints", 4)
+
+
+def divide_newest_checkpoint(directory: Path, processes: int) -> None:
+    """Replace a checkpoint by the files of several processes, each written from what that process loads and keeps."""
+    whole = load_checkpoint(directory)
+    step, groups = whole.step, whole.groups
+    beside, written = directory / "beside", {}
+    beside.mkdir()
+    for process in range(processes):
+        objective = prior_objective(TrainConfig(), dropout=0.0)
+        shard = Shard(owners_of(objective.module, processes), process, processes)
+        optimiser = optimiser_of(objective, SETTINGS["optimizer"], shard)
+        load_optimiser_state(optimiser, objective.module, groups["optimiser"])
+        average = WeightAverage(objective.module, SETTINGS["weight_average_decay"], shard)
+        average.load(groups["average"])
+        mine = {
+            "optimiser": optimiser_state(optimiser, objective.module),
+            "average": average.averages,
+            "best": best_of_state(groups["best"], shard).state(),
+        }
+        replicated = {} if process else {name: groups[name] for name in groups.keys() - mine.keys()}
+        written |= checkpoints._write(beside, replicated | mine, f"-process{process}" if process else "")
+    checkpoints._publish(beside, directory / f"step_{step:08d}", {"step": step, "sha256": written})
+    assert len(written) == 3 + len(SHARDED) * processes
 
 
 def after(folder: Path) -> None:
@@ -95,6 +126,7 @@ def losses(directory: Path) -> list[float]:
         "unsharded_then_one",
         "sharded_then_one",
         "one_then_sharded",
+        "four_then_sharded",
     ],
 )
 def test_losses_and_exported_weights_are_those_of_unsharded_training(folder: Path, name: str) -> None:
