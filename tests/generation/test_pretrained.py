@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, command_of, refusal
-from tests.generation.hub_server import DENIED, GATED, REPOSITORY, hub_of
+from tests.conftest import ROOT, command_of, refusal, succeed
+from tests.generation.hub_server import COMMIT, DENIED, GATED, REPOSITORY, hub_of
 from vqvae2 import Generator, UserError
 from vqvae2.generation import hub, pretrained
 from vqvae2.generation.samples import read_sample
@@ -263,6 +263,25 @@ def test_a_repository_is_downloaded_once(
         assert on_cpu(REPOSITORY, cache_dir=tmp_path, local_files_only=local_files_only).classes == generator.classes
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         on_cpu(REPOSITORY, cache_dir=tmp_path / "empty")
+    on_cpu(REPOSITORY, cache_dir=tmp_path).save_pretrained(tmp_path / "again")
+    assert set(os.listdir(tmp_path / "again")) == {"README.md", *downloaded}
+
+
+def test_after_an_interrupted_download_the_network_is_named(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting the download would not help. A file that the repository lacks is named as such."""
+    cache = tmp_path / "cache"
+    with hub_of(copy) as (address, _):
+        monkeypatch.setattr(hub, "snapshot_download", partial(huggingface_hub.snapshot_download, endpoint=address))
+        on_cpu(REPOSITORY, cache_dir=cache)
+        (copy / "prior_top.safetensors").unlink()
+        with pytest.raises(UserError, match=r"prior_top\.safetensors.*the repository lacks this file"):
+            on_cpu(REPOSITORY, cache_dir=tmp_path / "other")
+    (cache / "models--someone--shapes" / "snapshots" / COMMIT / "prior_top.safetensors").unlink()
+    with pytest.raises(UserError, match=r"not in the cache.*check the network") as refused:
+        on_cpu(REPOSITORY, cache_dir=cache, local_files_only=True)
+    assert "\n" not in str(refused.value) and "delete" not in str(refused.value)
 
 
 def test_a_damaged_or_foreign_repository_is_refused(

@@ -79,6 +79,11 @@ def load_models(name: str | Path, revision: str | None = None, **options: Any) -
         description = read_config(folder / CONFIG)
         # the folder is named after the commit
         folder = hub.download(str(name), sorted(description.sha256), folder.name, **options)
+        if missing := [file for file in description.sha256 if not (folder / file).exists()]:
+            raise UserError(
+                f"{name}: {missing[0]} is not in the cache and was not downloaded: check the network, HF_HUB_OFFLINE "
+                "and local_files_only; if the Hub can be reached, the repository lacks this file"
+            )
     else:
         if revision is not None:
             raise UserError(f"revision: {revision!r} has no effect, because {name} is not a repository: leave it out")
