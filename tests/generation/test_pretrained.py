@@ -79,6 +79,7 @@ def test_the_card_has_metadata_metrics_and_pictures(saved: Path, evaluated_run: 
     card = ModelCard.load(saved / "README.md")
     assert (card.data.library_name, card.data.license) == ("vqvae2", "mit")
     assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert card.data.tags == ["vq-vae-2", "vq-vae", "pixelcnn", "autoregressive"]
     evaluation = json.loads((evaluated_run / "evaluation.json").read_text())
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert values["psnr"] == pytest.approx(evaluation["reconstruction"]["psnr"], abs=1e-4)
@@ -307,20 +308,25 @@ class Api:
     """Records the calls of an upload instead of making them."""
 
     is_private = True
+    files: tuple[str, ...] = (".gitattributes",)  # of the repository
 
     def __init__(self, token: str | None):
         self.calls: list = [token]
         Api.last = self
 
     def create_repo(self, repository: str, **options: object) -> str:
-        self.calls.append((repository, options))
+        Api.created = (repository, options)
         return f"https://hub/{repository}"
 
     def model_info(self, repository: str) -> SimpleNamespace:
         return SimpleNamespace(private=self.is_private)
 
-    def upload_folder(self, repo_id: str, folder_path: Path, **options: object) -> None:
-        self.calls.append((repo_id, sorted(os.listdir(folder_path)), ModelCard.load(folder_path / "README.md").content))
+    def list_repo_files(self, repository: str) -> list[str]:
+        return list(self.files)
+
+    def upload_folder(self, repo_id: str, folder_path: Path, delete_patterns: list[str], **options: object) -> None:
+        card = ModelCard.load(folder_path / "README.md").content
+        self.calls.append((repo_id, sorted(os.listdir(folder_path)), card, delete_patterns))
 
 
 def test_an_upload_creates_the_repository_and_sends_an_export(
@@ -330,9 +336,46 @@ def test_an_upload_creates_the_repository_and_sends_an_export(
     monkeypatch.setattr(hub, "HfApi", Api)
     address = generator.push_to_hub("someone/new", private=True, token="secret", license="mit")
     assert address == "https://hub/someone/new"
-    token, (name, files, card) = Api.last.calls
-    assert (token, name) == ("secret", "someone/new") and files == sorted(os.listdir(saved))
+    token, (name, files, card, deleted) = Api.last.calls
+    assert (token, name) == ("secret", "someone/new") and files == sorted(os.listdir(saved)) and deleted == []
+    assert Api.created == ("someone/new", {"private": True, "exist_ok": True})
     assert "from_pretrained('someone/new')" in card and "name: new" in card
+
+
+def test_the_script_uploads_to_a_repository(evaluated_run: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """publish.py --repository makes the calls of push_to_hub and prints the address."""
+    monkeypatch.setattr(hub, "HfApi", Api)
+    flags = ("--repository", "someone/new", "--private", "true", "--license", "mit")
+    assert "model: https://hub/someone/new\n" in succeed("publish", "--run_dir", str(evaluated_run), *flags)
+    _, (name, files, card, _) = Api.last.calls
+    assert name == "someone/new" and files == sorted(os.listdir(saved)) and "license: mit" in card
+    assert Api.created == ("someone/new", {"private": True, "exist_ok": True})
+
+
+def test_an_upload_replaces_an_earlier_export_alone(
+    generator: Generator, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only names of the earlier export are deleted; a repository of other files is refused, and nothing is sent."""
+    exported = set(os.listdir(copy))
+    others = (".gitattributes", "own.safetensors", "older/prior_top.safetensors")
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with hub_of(copy) as (address, _):
+
+        def push_to(*files: str, cache: str = "cache") -> None:
+            download = partial(huggingface_hub.snapshot_download, endpoint=address, cache_dir=tmp_path / cache)
+            monkeypatch.setattr(hub, "snapshot_download", download)
+            monkeypatch.setattr(Api, "files", files)
+            generator.push_to_hub(REPOSITORY)
+
+        push_to(*others, *exported)
+        assert set(Api.last.calls[1][-1]) == exported - {"config.json", "README.md"}
+        push_to(".gitattributes", "README.md")
+        assert Api.last.calls[1][-1] == []
+        (copy / "config.json").write_text('{"model_type": "gpt2"}')
+        for files in (others, (*others, "config.json")):
+            with pytest.raises(UserError, match=f"^{REPOSITORY}: not empty, and not an earlier export: use a new"):
+                push_to(*files, cache="new")
+            assert Api.last.calls == [None]  # the token
 
 
 def test_a_refused_upload_sends_nothing(

@@ -17,6 +17,11 @@ PICTURES = ("samples.png", "reconstructions.png")
 EVALUATION, TRAINING = "evaluation.json", "training.yaml"
 
 
+def exported_files(description: Description) -> set[str]:
+    """Names of the files of an export besides config.json and README.md; some of them may be missing."""
+    return {*description.sha256, *PICTURES, EVALUATION, TRAINING}
+
+
 class Origin(NamedTuple):
     """What is known about a trained model besides its weights.
 

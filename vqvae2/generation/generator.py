@@ -139,6 +139,8 @@ class Generator:
     ) -> None:
         """Save the models with a model card to a folder, which `from_pretrained` loads. All stages must have finished.
 
+        Models that were downloaded are saved without the evaluation, pictures and training.yaml of their repository.
+
         Args:
             folder: a new or empty folder, or one with an earlier export, which is replaced.
             dtype: precision of the saved priors, float32 or bfloat16; None: float32. The autoencoder is never rounded.
@@ -160,15 +162,19 @@ class Generator:
     ) -> str:
         """Upload the models with a model card to the Hugging Face Hub, and return the address of the repository.
 
+        Models that were downloaded are uploaded without the evaluation, pictures and training.yaml of their repository.
+
         Args:
-            repository: USER/NAME; it is created if it does not exist, else its files are replaced, README.md as well.
+            repository: USER/NAME; it is created if it does not exist. An earlier export in it is replaced, README.md
+                as well.
             private: whether a repository that is created is private; a public one is refused then.
             token: access token; None: that of `hf auth login` or HF_TOKEN.
             dtype: precision of the saved priors, as for `save_pretrained`.
             license: identifier of the license, such as mit, for the card.
 
         Raises:
-            UserError: a stage has not finished, or the files cannot be uploaded.
+            UserError: a stage has not finished, the repository has other files than an earlier export, or the files
+                cannot be uploaded.
         """
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder), dtype, license, repository)  # fails before a repository is created

@@ -3,7 +3,7 @@
 import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +19,12 @@ from huggingface_hub.errors import (
 )
 
 from vqvae2.errors import UserError, reason_of
-from vqvae2.generation.card import EVALUATION, PICTURES, TRAINING
+from vqvae2.generation.card import exported_files
+from vqvae2.generation.description import CONFIG, read_config
 
 DENIED = (401, 403)
 LOCAL = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of this machine's disk
+IN_NEW_REPOSITORY = {".gitattributes", "README.md"}
 SIGN_IN = "sign in with `hf auth login`, or pass a valid token"
 
 
@@ -69,15 +71,33 @@ def upload(folder: Path, repository: str, token: str | None) -> None:
     """Upload the files of a folder to a repository; files of an earlier export that it lacks are deleted there.
 
     Raises:
-        UserError: the files cannot be uploaded.
+        UserError: the repository has other files than an earlier export, or the files cannot be uploaded.
     """
+    former = _former_export(repository, token)
     with _told(repository, None):
         HfApi(token=token).upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message="Upload a VQ-VAE-2 model",
-            delete_patterns=["*.safetensors", *PICTURES, EVALUATION, TRAINING],
+            delete_patterns=sorted(former),
         )
+
+
+def _former_export(repository: str, token: str | None) -> set[str]:
+    """Names of the files of an earlier export in a repository, besides config.json and README.md.
+
+    Raises:
+        UserError: the repository has other files than an earlier export, or cannot be read.
+    """
+    with _told(repository, None):
+        files = set(HfApi(token=token).list_repo_files(repository))
+    if files <= IN_NEW_REPOSITORY:
+        return set()
+    if CONFIG in files:
+        folder = download(repository, [CONFIG], None, token=token)
+        with suppress(UserError):
+            return exported_files(read_config(folder / CONFIG))
+    raise UserError(f"{repository}: not empty, and not an earlier export: use a new or empty repository")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqvae2.autoencoder.artefact import TrainedAutoencoder, rebuild_autoencoder
 from vqvae2.errors import UserError
 from vqvae2.generation import hub
-from vqvae2.generation.card import EVALUATION, PICTURES, TRAINING, Origin, model_card
+from vqvae2.generation.card import EVALUATION, PICTURES, TRAINING, Origin, exported_files, model_card
 from vqvae2.generation.description import (
     AUTOENCODER,
     CONFIG,
@@ -194,10 +194,9 @@ def check_target(folder: Path) -> set[str]:
     if unfinished and names - unfinished <= {CONFIG, *EXPORTED, AUTOENCODER} | {x for x in names if is_prior_file(x)}:
         return names - unfinished - {CONFIG, CARD}  # of an export that was interrupted
     try:
-        former = read_config(folder / CONFIG)
+        return exported_files(read_config(folder / CONFIG))
     except UserError as error:
         raise UserError(f"{folder}: not empty, and not an earlier export: use a new or empty folder") from error
-    return {*former.sha256, *PICTURES, EVALUATION, TRAINING}
 
 
 def _describe(
