@@ -14,7 +14,7 @@ class Options:
         model: instead of run_dir, a bundled model such as mnist, a folder of publish.py, or a repository USER/NAME.
         images: folder of images, also in subfolders; a first folder that is named as a class gives the label.
         output: folder to write to; not given: reconstructions/NAME of the run, where NAME is the folder's name, or
-            reconstructions/MODEL/NAME.
+            reconstructions/MODEL/NAME, with USER/NAME of a repository as MODEL.
         beside: also show the original and the image of the coarsest codes alone, left of each reconstruction.
         workers: processes that load images, in each process.
         dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
@@ -37,15 +37,15 @@ def main() -> None:
 
     from vqvae2.generation.controls import at_least
     from vqvae2.generation.folder import reconstruct_folder
-    from vqvae2.generation.opening import open_generator, output_folder
-    from vqvae2.run.launch import join_processes
+    from vqvae2.generation.opening import open_generator, reconstructions_folder
+    from vqvae2.run.launch import join_processes, refusals_reach_all
 
     at_least("workers", options.workers, 0)
     state = join_processes()
-    generator = open_generator(options.run_dir, options.model, state.device, options.dtype)
+    with refusals_reach_all(state):
+        generator = open_generator(options.run_dir, options.model, state.device, options.dtype)
     images = Path(options.images)
-    default = output_folder(generator, options.model, "reconstructions") / images.resolve().name
-    output = Path(options.output) if options.output else default
+    output = reconstructions_folder(generator, options.model, images, options.output)
     table = reconstruct_folder(generator, images, state, output, options.beside, options.workers)
     state.print(f"table: {table}; pictures: {table.with_name('pictures')}")
 

@@ -58,12 +58,14 @@ def main() -> None:
     from vqvae2.evaluation.rejection import classifier_for, keep_best
     from vqvae2.generation.opening import open_generator, output_folder
     from vqvae2.generation.samples import start_from, write_samples
-    from vqvae2.run.launch import join_processes
+    from vqvae2.run.launch import join_processes, refusals_reach_all
 
     state = join_processes()
-    generator = open_generator(options.run_dir, options.model, state.device, options.dtype)
-    classifier = None if options.keep_fraction is None else classifier_for(generator, options.keep_fraction)
-    start = start_from(generator, options.complete, options.keep, options.resample, options.image, options.particles)
+    complete = (options.complete, options.keep, options.resample, options.image, options.particles)
+    with refusals_reach_all(state):
+        generator = open_generator(options.run_dir, options.model, state.device, options.dtype)
+        classifier = None if options.keep_fraction is None else classifier_for(generator, options.keep_fraction)
+        start = start_from(generator, *complete)
     controls = {key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "guidance")}
     numbers = options.num_images, options.label, controls, options.seed, options.batch_size
     folder = output_folder(generator, options.model, "samples", options.output)

@@ -1,11 +1,13 @@
 """Reconstruction of a folder of images: the table, the pictures, resuming and invalid input."""
 
 import csv
+import json
 import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from tests.conftest import refusal
+from tests.conftest import refusal, succeed
 from vqvae2 import Generator
 from vqvae2.errors import UserError
 from vqvae2.generation import folder
-from vqvae2.generation.folder import reconstruct_folder
+from vqvae2.generation.folder import picture_path, reconstruct_folder
+from vqvae2.generation.opening import reconstructions_folder
 from vqvae2.images.distances import mse
 from vqvae2.images.similarity import ssim
+from vqvae2.run import launch
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +108,135 @@ def test_without_priors_the_likelihood_is_empty(tiny_run: tuple[Path, Path], tmp
     errors = [float(row["mse"]) for row in table]
     assert errors == sorted(errors, reverse=True)
     shown = Image.open(tmp_path / "out" / "pictures" / f"{table[0]['name']}.png")
-    original = generator.read_image(tmp_path / "in" / table[0]["name"])[0].permute(1, 2, 0)
-    assert torch.equal(torch.from_numpy(np.array(shown))[2:18, 2:34], original)
+    original = generator.read_image(tmp_path / "in" / table[0]["name"])
+    made = generator.reconstruct(original)
+    for left, image in ((2, original), (36, made.coarsest), (70, made.images)):
+        pixels = torch.from_numpy(np.array(shown))[2:18, left : left + 32].permute(2, 0, 1)
+        assert (pixels.int() - image[0].int()).abs().max() <= 1
+    assert (made.coarsest.int() - made.images.int()).abs().max() > 1
+
+
+def test_missing_priors_are_looked_for_once(
+    tiny_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each batch, since loading those that are trained takes time."""
+    write_images(tmp_path / "in")
+    generator, tried = Generator.from_run(tiny_run[1], device="cpu", dtype="float32"), list[str]()
+
+    def missing() -> None:
+        tried.append("priors")
+        raise UserError("stage 4 has not finished")
+
+    monkeypatch.setattr(generator, "_load_priors", missing)
+    assert len(rows(run(generator, tmp_path / "in", tmp_path / "out"))) == 18  # two batches
+    assert tried == ["priors"]
+
+
+def test_bits_per_dimension_are_added_when_they_become_known(
+    evaluated_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A run of an earlier version has them after its evaluation: the same command then starts over, once.
+
+    A record of an earlier version, which lacks the pixel variance, does not start over.
+    """
+    write_images(tmp_path / "in", 1)
+    copy, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(evaluated_run, copy, ignore=shutil.ignore_patterns("codes", "samples", "evaluation*"))
+    description = json.loads((copy / "stage1" / "model.json").read_text())
+    del description["pixel_variance"]
+    (copy / "stage1" / "model.json").write_text(json.dumps(description))
+
+    def bits() -> str:
+        generator = Generator.from_run(copy, device="cpu", dtype="float32")
+        return rows(run(generator, tmp_path / "in", out))[0]["bits_per_dimension"]
+
+    assert bits() == "" and "run pipelines/evaluate.py" in capsys.readouterr().out
+    shutil.copy(evaluated_run / "evaluation.json", copy)
+    assert float(bits()) > 0 and "starting over" in capsys.readouterr().out
+    record = json.loads((out / "made_of.json").read_text())
+    assert record.pop("pixel_variance") > 0
+    for _ in range(2):
+        bits()
+        assert "finished before" in capsys.readouterr().out
+        (out / "made_of.json").write_text(json.dumps(record))
+
+
+def test_default_folders_and_models(
+    generator: Generator, tiny_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run, inside it; of models of two users with the same name, apart. A saved model gives the table of its run.
+
+    The reconstructions of another saved model are kept.
+    """
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "in", 2)
+    shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns("codes", "samples"))
+    generator.save_pretrained(tmp_path / "a" / "leaves")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    folders = {"run": "run/reconstructions/in", "a/leaves": "reconstructions/a/leaves/in"}
+    folders |= {"b/leaves": "reconstructions/b/leaves/in", "./b/leaves": "reconstructions/leaves/in"}
+    tables = []
+    for name, place in folders.items():
+        flag = "--run_dir" if name == "run" else "--model"
+        out = succeed("reconstruct", flag, name, "--images", "in", "--workers", "0", "--dtype", "float32")
+        assert f"table: {place}/images.csv; pictures: {place}/pictures" in out
+        tables.append((tmp_path / place / "images.csv").read_bytes())
+        assert (tmp_path / place / "pictures" / "star" / "01.png.png").exists()
+    assert len(set(tables)) == 1
+    assert reconstructions_folder(generator, None, Path("x"), "chosen") == Path("chosen")
+    assert reconstructions_folder(SimpleNamespace(run_dir=None), "mnist", Path("x")) == Path("reconstructions/mnist/x")
+    record = tmp_path / "reconstructions" / "a" / "leaves" / "in" / "made_of.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "weights": "00000000"}))
+    message = refusal("reconstruct", "--model", "a/leaves", "--images", "in", "--workers", "0", "--dtype", "float32")
+    assert "has the reconstructions of another model: give another --output" in message
+    assert record.with_name("images.csv").read_bytes() == tables[0]
+
+
+def test_a_long_file_name_is_shortened_in_pictures_only(generator: Generator, tmp_path: Path) -> None:
+    """Two names with the same beginning have two pictures; the table has the whole names."""
+    image = generator.sample(1, batch_size=1)[0].permute(1, 2, 0).numpy()
+    names = [f"{'é' * 124}{i}.png" for i in range(2)]  # 253 bytes
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray(image if i else 255 - image).save(tmp_path / "in" / name)
+    table = rows(run(generator, tmp_path / "in", tmp_path / "out", beside=True))
+    assert sorted(row["name"] for row in table) == names
+    shown = [np.array(Image.open(picture_path(tmp_path / "out", name))) for name in names]
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2 and (shown[0] != shown[1]).any()
+    usual = "x" * 230 + ".png"
+    assert picture_path(tmp_path, usual) == tmp_path / "pictures" / f"{usual}.png"
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is told to the other one of two processes, of which this is the first."""
+    found: list[str] = []
+
+    def gather(answers: list[tuple[Exception | None, str]]) -> list[tuple[Exception | None, str]]:
+        found.extend(str(error) for error, _ in answers if error is not None)
+        return answers
+
+    state = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True, device=torch.device("cpu"))
+    monkeypatch.setattr(launch, "gather_object", gather)
+    monkeypatch.setattr(launch, "join_processes", lambda: state)
+    return found
+
+
+def test_a_failure_on_one_node_reaches_the_others(tiny_run: tuple[Path, Path], tmp_path: Path, told: list[str]) -> None:
+    """A model, folder or image that one process cannot open, or a prior that it lacks; the others would wait for it."""
+    run, images, unfinished = str(tiny_run[1]), str(tmp_path / "none"), tmp_path / "unfinished"
+    shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns("codes", "samples", "stage4"))
+    flags = ("--images", images, "--output", str(tmp_path / "out"))
+    for pipeline, arguments, says in (
+        ("reconstruct", ("--run_dir", str(tmp_path), *flags), "stage1.py"),
+        ("reconstruct", ("--run_dir", run, *flags), "no such folder"),
+        ("sample", ("--run_dir", str(tmp_path)), "stage1.py"),
+        ("sample", ("--run_dir", run, "--complete", images), "/none"),
+        ("sample", ("--run_dir", str(unfinished)), "stage4.py"),
+    ):
+        told.clear()
+        assert says in refusal(pipeline, *arguments)
+        assert len(told) == 1 and says in told[0]
 
 
 def test_an_image_without_a_class_is_refused_if_there_is_no_unconditional_model(

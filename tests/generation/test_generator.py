@@ -1,6 +1,7 @@
 """The `Generator` of a finished tiny run."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
 from vqvae2.generation.controls import NO_CLASS, choose_labels
-from vqvae2.generation.samples import _short
+from vqvae2.generation.samples import short_name
 from vqvae2.images.sources import open_images
 
 
@@ -213,6 +214,28 @@ def test_likelihood_of_a_run_of_an_earlier_version(evaluated_run: Path, tmp_path
     assert torch.equal(partial.nats["bottom"], whole.nats["bottom"])
 
 
+def test_reconstructions_have_the_image_of_the_coarsest_codes_and_the_likelihood(
+    generator: Generator, tiny_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Without the prior of a level, the likelihood and the size are None, and the reason names the missing stage."""
+    images, labels = some_images(3), [0, 1, "none"]
+    made, codes = generator.reconstruct(images, labels), generator.encode(images)
+    assert torch.equal(made.images, generator.decode(codes))
+    with torch.no_grad():
+        assert torch.equal(made.coarsest, generator.autoencoder.decode({"top": codes["top"]}))
+    assert not torch.equal(made.coarsest, made.images)
+    expected = generator.log_likelihood(images, labels)
+    assert made.reason is None and made.likelihood is not None and made.bytes is not None
+    assert torch.equal(made.likelihood.bits_per_dimension, expected.bits_per_dimension)
+    nats = expected.nats["top"] + expected.nats["bottom"]
+    torch.testing.assert_close(made.bytes, nats / (8 * math.log(2)), check_dtype=False)
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run[1], run, ignore=shutil.ignore_patterns("stage4", "codes"))
+    unfinished = Generator.from_run(run, device="cpu", dtype="float32").reconstruct(images)
+    assert unfinished.likelihood is None and unfinished.bytes is None and "stage4.py" in str(unfinished.reason)
+    assert torch.equal(unfinished.coarsest, made.coarsest) and torch.equal(unfinished.mse, made.mse)
+
+
 def test_resample_keeps_the_coarser_codes(generator: Generator) -> None:
     """From the coarsest level, `resample` equals `sample`; from the bottom level, it depends on the seed and image."""
     images = some_images(2)
@@ -361,7 +384,7 @@ def test_a_class_named_none_is_not_the_unconditional_model() -> None:
 
 def test_names_of_classes_in_file_names_are_short_and_distinct() -> None:
     """A short name is unchanged; a long one and one with a slash end with a hash of their own."""
-    assert _short("star") == "star"
+    assert short_name("star") == "star"
     names = ["a/b", "a-b", "a/b/c", "é" * 100, "é" * 101]
-    short = [_short(name) for name in names]
+    short = [short_name(name) for name in names]
     assert len(set(short)) == len(names) and all(len(x.encode()) < 60 and "/" not in x for x in short)

@@ -21,6 +21,7 @@ from vqvae2.errors import StoppedError, UserError
 from vqvae2.generation.controls import NO_CLASS, NoClass
 from vqvae2.generation.generator import Generator
 from vqvae2.generation.reconstruction import Reconstructions
+from vqvae2.generation.samples import short_name
 from vqvae2.images.decode import EXTENSIONS, read_image
 from vqvae2.images.folder import files_below
 from vqvae2.images.grids import save_grid, save_image
@@ -32,6 +33,7 @@ from vqvae2.run.stopping import StopRequests, ignore_stop_signals
 MADE_OF = "made_of.json"
 TABLE = "images.csv"
 PICTURES = "pictures"
+LONGEST_NAME = 255 - len("-01234567.partial.png")  # bytes of a file name, to which a hash and a suffix are added
 PARTS = "parts"  # the rows of each finished batch, until the table is written
 
 
@@ -63,6 +65,7 @@ def reconstruct_folder(
 ) -> Path:
     """Write the reconstruction of each image of a folder to pictures/ and a row of each to images.csv.
 
+    The picture of NAME is NAME.png; if NAME is too long for that, its end is replaced by a hash.
     The batches are distributed over the processes. A batch that is finished is skipped when the same command runs
     again; changed images or other weights start over. Files that cannot be read are listed in unreadable.txt.
 
@@ -79,12 +82,12 @@ def reconstruct_folder(
 
     Raises:
         UserError: the folder has no images, the output folder cannot be used or has the reconstructions of another
-            folder, or no image can be read.
+            folder or of another saved model, or no image can be read.
         StoppedError: a signal was received or the launcher has ended; finished batches are saved.
     """
-    names = list_names(images, output)
-    work = Work(images, names, labels_of(generator, names), output, beside)
     with refusals_reach_all(state):
+        names = list_names(images, output)
+        work = Work(images, names, labels_of(generator, names), output, beside)
         if state.is_main_process:
             _check_output(output)
     with locked_by_main(output, state):
@@ -134,19 +137,12 @@ def labels_of(generator: Generator, names: list[str]) -> list[int | NoClass] | N
     first = [Path(name).parts[0] if "/" in name else "" for name in names]
     index = {name: i for i, name in enumerate(generator.classes)}
     labels: list[int | NoClass] = [index.get(name, NO_CLASS) for name in first]
-    if NO_CLASS in labels and _needs_classes(generator):
+    if NO_CLASS in labels and generator.reason_without_priors is None and not generator.has_unconditional_model:
         raise UserError(
             f"{names[labels.index(NO_CLASS)]}: in no folder named as a class, and the priors were trained with "
             f"label_dropout 0: put the images into folders of their classes ({', '.join(generator.classes[:10])})"
         )
     return labels
-
-
-def _needs_classes(generator: Generator) -> bool:
-    try:
-        return not generator.has_unconditional_model
-    except UserError:  # without priors, labels have no use
-        return False
 
 
 def _check_output(output: Path) -> None:
@@ -161,15 +157,18 @@ def _begin(generator: Generator, work: Work) -> None:
     """Delete what was made of other inputs and what lacks images, and record the inputs.
 
     Raises:
-        UserError: the output folder has the reconstructions of another folder of images.
+        UserError: the output folder has the reconstructions of another folder of images, or those of another model
+            where the model is a saved one, which does not change.
     """
     inputs = _made_of(generator, work)
     record = work.output / MADE_OF
-    recorded = read_record(record)
+    recorded = {"pixel_variance": inputs["pixel_variance"]} | read_record(record)  # earlier versions did not write it
     if recorded.get("images", inputs["images"]) != inputs["images"]:
         raise UserError(
             f"{work.output}: has the reconstructions of {recorded['images']}: give another --output, or delete it"
         )
+    if generator.run_dir is None and recorded.get("weights", inputs["weights"]) != inputs["weights"]:
+        raise UserError(f"{work.output}: has the reconstructions of another model: give another --output, or delete it")
     with writing(work.output):
         if record.exists() and recorded != inputs:
             print(f"{work.output}: images, model or options have changed: starting over", flush=True)
@@ -187,10 +186,6 @@ def _begin(generator: Generator, work: Work) -> None:
 
 
 def _made_of(generator: Generator, work: Work) -> dict[str, Any]:
-    try:
-        weights = generator.fingerprint()
-    except UserError:
-        weights = generator.fingerprint(priors=False)
     files = hashlib.sha256()
     for name in work.names:
         try:
@@ -201,7 +196,8 @@ def _made_of(generator: Generator, work: Work) -> dict[str, Any]:
             stamp = (status.st_size, status.st_mtime_ns)
         files.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
     return {
-        "weights": weights,
+        "weights": generator.fingerprint(priors=generator.reason_without_priors is None),
+        "pixel_variance": generator.pixel_variance,
         "dtype": str(generator.dtype),
         "images": str(work.images.resolve()),
         "files": files.hexdigest(),
@@ -259,7 +255,7 @@ def _write_batch(generator: Generator, work: Work, batch: list[int], loaded: lis
     made = generator.reconstruct(originals, labels)
     with writing(work.output):
         for place, i in enumerate(read):
-            path = work.output / PICTURES / f"{work.names[i]}.png"
+            path = picture_path(work.output, work.names[i])
             beside = path.with_suffix(".partial.png")
             if work.beside:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +264,12 @@ def _write_batch(generator: Generator, work: Work, batch: list[int], loaded: lis
                 save_image(made.images[place], beside)
             os.replace(beside, path)
     return {"rows": rows_of(made, [work.names[i] for i in read]), "unreadable": failed, "reason": made.reason}
+
+
+def picture_path(output: Path, name: str) -> Path:
+    """Path of the reconstruction of the image `name`, whose file name is shortened if it is long."""
+    path = output / PICTURES / name
+    return path.with_name(f"{short_name(path.name, LONGEST_NAME)}.png")
 
 
 def rows_of(made: Reconstructions, names: list[str]) -> list[dict[str, Any]]:

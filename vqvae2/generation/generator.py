@@ -191,8 +191,7 @@ class Generator:
             assert self.run_dir is not None
             origin = origin_of_run(self.run_dir, self.fingerprint())
         origin = origin._replace(license=license or origin.license)
-        variance = self._trained.pixel_variance or evaluated_variance(self.run_dir)
-        save_models(folder, self._trained, self.priors, variance, origin, chosen, name)
+        save_models(folder, self._trained, self.priors, self.pixel_variance, origin, chosen, name)
 
     @property
     def classes(self) -> list[str]:
@@ -215,6 +214,11 @@ class Generator:
         return self._trained.background
 
     @property
+    def pixel_variance(self) -> float | None:
+        """Mean squared error of the reconstructions of training images, of pixels in [-1, 1]; None: unknown."""
+        return self._trained.pixel_variance or evaluated_variance(self.run_dir)
+
+    @property
     def priors(self) -> dict[str, Prior]:
         """The prior of each level, in float32: prior(codes, coarser, labels) -> logits (B, K, H, W).
 
@@ -222,6 +226,15 @@ class Generator:
             UserError: the prior of a level is not trained, or was trained on the codes of another autoencoder.
         """
         return {name: prior.module for name, prior in self._priors.items()}
+
+    @cached_property
+    def reason_without_priors(self) -> str | None:
+        """Why the priors cannot be used; None if they can. It is decided once, because loading them takes time."""
+        try:
+            self.fingerprint()  # loads all priors
+        except UserError as error:
+            return str(error)
+        return None
 
     @property
     def has_unconditional_model(self) -> bool:
@@ -301,7 +314,7 @@ class Generator:
     def reconstruct(self, images: Tensor, labels: Sequence[Label] | Tensor | None = None) -> Reconstructions:
         """Encode and decode images, and measure each: errors, likelihood and size of its codes.
 
-        The likelihood is None, with the reason, as long as the priors are not trained.
+        The likelihood is None, with the reason, if a prior was not trained when the priors were first needed.
 
         Args:
             images: uint8 (B, C, H, W).
@@ -312,12 +325,8 @@ class Generator:
         """
         codes = self.encode(images)
         coarsest = self.autoencoder.names[0]
-        likelihood, reason = None, None
-        try:
-            self.fingerprint()  # loads all priors
-        except UserError as error:
-            reason = str(error)
-        else:
+        likelihood, reason = None, self.reason_without_priors
+        if reason is None:
             likelihood = self.log_likelihood(images, labels)
             reason = likelihood.reason
         return measured(

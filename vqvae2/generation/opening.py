@@ -6,6 +6,7 @@ import torch
 
 from vqvae2.errors import UserError
 from vqvae2.generation.generator import Generator
+from vqvae2.generation.hub import is_repository
 
 
 def open_generator(
@@ -45,3 +46,22 @@ def output_folder(generator: Generator, model: str | None, kind: str, output: st
         return generator.run_dir / kind
     assert model is not None
     return Path(kind) / Path(model).expanduser().resolve().name
+
+
+def reconstructions_folder(generator: Generator, model: str | None, images: Path, output: str | None = None) -> Path:
+    """The folder for reconstructions; by default RUN/reconstructions/IMAGES, or reconstructions/MODEL/IMAGES.
+
+    MODEL is USER/NAME for a repository, so that models of several users are apart, else as for `output_folder`.
+
+    Args:
+        generator: result of `open_generator`.
+        model: the flag --model.
+        images: folder of the images; IMAGES is its name.
+        output: the folder that the user chose; None: the default.
+    """
+    if output is not None:
+        return Path(output)
+    folder = output_folder(generator, model, "reconstructions")
+    if model is not None and is_repository(model):
+        folder = folder.parent / Path(model).parent / folder.name
+    return folder / images.resolve().name

@@ -91,7 +91,7 @@ def start_from(
 
 def _image_name(path: str, pixels: torch.Tensor) -> str:
     """Stem of the file name and eight hexadecimal digits of the SHA-256 of the resized image."""
-    return f"{_short(Path(path).stem)}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
+    return f"{short_name(Path(path).stem)}-{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:8]}"
 
 
 def _region_name(region: str | torch.Tensor) -> str:
@@ -130,17 +130,18 @@ def write_samples(
         StoppedError: a signal was received or the launcher has ended; finished batches are saved.
         UserError: an argument is not valid for this run.
     """
-    at_least("num_images", num_images, 1)
-    at_least("batch_size", batch_size, 1)
-    at_least("seed", seed, 0)
-    labels = generator.labels(label, range(num_images), seed, controls["guidance"])
-    for name in generator.autoencoder.names:
-        controls_of(name, **controls)
     if folder is None:
         assert generator.run_dir is not None
         folder = generator.run_dir / "samples"
-    directory = make_dir(folder)
-    stem = _stem(label, controls, seed, batch_size, generator, start)
+    with refusals_reach_all(state):
+        at_least("num_images", num_images, 1)
+        at_least("batch_size", batch_size, 1)
+        at_least("seed", seed, 0)
+        labels = generator.labels(label, range(num_images), seed, controls["guidance"])
+        for name in generator.autoencoder.names:
+            controls_of(name, **controls)
+        directory = make_dir(folder)
+        stem = _stem(label, controls, seed, batch_size, generator, start)
     paths = [directory / f"{stem}_{i:06d}{_class_suffix(labels, i, generator)}.png" for i in range(num_images)]
 
     particles = start.particles if start else 1
@@ -208,7 +209,7 @@ def _stem(
     parts = (
         ([start.name] if start else [])
         + [f"seed{seed}"]
-        + ([f"label-{_short(str(label))}"] if label is not None else [])
+        + ([f"label-{short_name(str(label))}"] if label is not None else [])
     )
     parts += [f"{key}{value}" for key, value in controls.items() if value != neutral[key]]
     parts += [str(generator.dtype).removeprefix("torch."), f"batch{batch_size}"]
@@ -216,13 +217,16 @@ def _stem(
 
 
 def _class_suffix(labels: torch.Tensor | None, i: int, generator: Generator) -> str:
-    return "" if labels is None or labels[i] < 0 else "_" + _short(generator.classes[labels[i]])
+    return "" if labels is None or labels[i] < 0 else "_" + short_name(generator.classes[labels[i]])
 
 
-def _short(name: str) -> str:
-    """A name as part of a file name: itself, or if it is long or has a slash, its beginning and a hash."""
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name as part of a file name: itself, or if it has a slash or more than `longest` bytes, its start and a hash.
+
+    The result has at most `longest` + 9 bytes.
+    """
     encoded = name.encode("utf-8", "surrogateescape")
-    if "/" not in name and len(encoded) <= LONGEST_NAME:
+    if "/" not in name and len(encoded) <= longest:
         return name
-    beginning = encoded[:LONGEST_NAME].decode("utf-8", "ignore").replace("/", "-")
+    beginning = encoded[:longest].decode("utf-8", "ignore").replace("/", "-")
     return f"{beginning}-{hashlib.sha256(encoded).hexdigest()[:8]}"
