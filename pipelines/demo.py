@@ -12,7 +12,7 @@ class Options:
     Attributes:
         run_dir: directory of a run whose stages have all finished.
         model: instead of run_dir, a bundled model such as mnist, a folder of publish.py, or a repository USER/NAME.
-        host: address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all addresses of this machine.
+        host: address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all addresses of this machine, no password.
         port: port to listen on.
         dtype: auto (bfloat16 if the hardware supports it natively, else float32), float32 or bfloat16.
     """

@@ -107,6 +107,9 @@ def test_a_cancelled_job_ends_before_its_work(generator: Generator) -> None:
         (1, Settings(temperature=0), "temperature: 0"),
         (1, Settings(top_p=2), "top_p: 2"),
         (1, Settings(label="ten"), "'ten' is not a class"),
+        (1, Settings(temperature=None), "temperature: the field is empty: enter a number"),
+        (1, Settings(top_p=None), "top_p: the field is empty"),
+        (1, Settings(guidance=None), "guidance: the field is empty"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(generator: Generator, count: float, settings: Settings, said: str) -> None:

@@ -1,11 +1,13 @@
 """Refusals of pipelines/demo.py before anything is loaded. None of them needs Gradio."""
 
 import importlib.metadata
+import ipaddress
 import socket
 
 import pytest
 
-from tests.conftest import refusal
+from tests.conftest import refusal, succeed
+from vqvae2.demo import server
 from vqvae2.demo.server import check_address
 from vqvae2.errors import UserError
 
@@ -69,3 +71,11 @@ def test_an_address_that_cannot_be_used_is_refused(host: str, port: int, said: s
 )
 def test_a_missing_model_is_refused(with_gradio: None, flags: tuple[str, ...], said: str) -> None:
     assert said in refusal("demo", *flags, "--port", str(free_port()))
+
+
+def test_by_default_only_this_machine_can_use_the_page(with_gradio: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(server, "serve", lambda generator, name, host, port: asked.append((name, host)))
+    succeed("demo", "--model", "mnist", "--port", str(free_port()))
+    [(name, host)] = asked
+    assert name == "mnist" and ipaddress.ip_address(host).is_loopback

@@ -28,12 +28,14 @@ class Settings(NamedTuple):
         top_p: total probability of the codes that are sampled from.
         guidance: scale of classifier-free guidance.
         seed: seed of the random numbers.
+
+    A number is None if its field is empty, which is refused when images are sampled.
     """
 
     label: Label = ANY_CLASS
-    temperature: float = 1.0
-    top_p: float = 1.0
-    guidance: float = 1.0
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
+    guidance: float | None = 1.0
     seed: float | None = 0
 
 
@@ -67,6 +69,17 @@ def whole(name: str, value: float | None, least: int, most: int) -> int:
     if value is None or not least <= value <= most or value != int(value):
         raise UserError(f"{name}: {value} is not valid: use a whole number from {least} to {most}")
     return int(value)
+
+
+def filled(name: str, value: float | None) -> float:
+    """A number of the page.
+
+    Raises:
+        UserError: its field is empty.
+    """
+    if value is None:
+        raise UserError(f"{name}: the field is empty: enter a number, such as 1")
+    return value
 
 
 def sample(generator: Generator, count: float, settings: Settings, job: Job) -> None:
@@ -107,6 +120,8 @@ def _draw(
     total = whole("images", count, 1, MOST_IMAGES)
     each = whole("particles", particles, 1, MOST_PARTICLES)
     seed = whole("seed", settings.seed, 0, LARGEST_SEED)
+    temperature = filled("temperature", settings.temperature)
+    top_p, guidance = filled("top_p", settings.top_p), filled("guidance", settings.guidance)
     at_a_time = max(1, SAMPLES_AT_A_TIME // each)
     parts = [range(i, min(i + at_a_time, total)) for i in range(0, total, at_a_time)]
     codes = len(parts) * sum(prior.grid.height * prior.grid.width for prior in generator.priors.values())
@@ -122,9 +137,9 @@ def _draw(
         images = generator.sample(
             len(part),
             LABELS.get(settings.label, settings.label),
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            guidance=settings.guidance,
+            temperature=temperature,
+            top_p=top_p,
+            guidance=guidance,
             seed=seed,
             first_image=part.start,
             batch_size=len(part) * each,
