@@ -99,6 +99,8 @@ WRONG = [
     ("images.source", "torchvision:"),
     ("images.source", "huggingface:"),
     ("images.source", "huggingface:a/b/c"),
+    ("images.source", "huggingface:a/b:"),
+    ("images.source", "huggingface:a/b:c:d"),
     ("images.image_column", "image"),
     ("images.label_column", "label"),
     ("images.validation_fraction", 0.0),
@@ -201,7 +203,8 @@ def test_a_data_set_is_named_or_in_a_root():
     with pytest.raises(UserError, match=r"images\.root: 'x'.*does not read it"):
         check(replace(GOOD, images=ImagesConfig(source="huggingface:a/b", root="x", **columns)))
     check(replace(GOOD, images=ImagesConfig(source="huggingface", root="x", **columns)))
-    check(replace(GOOD, images=ImagesConfig(source="huggingface:some-one/cats_v1.0", **columns)))
+    for name in ("some-one/cats_v1.0", "some-one/cats_v1.0:en-US", "cats:all photos"):
+        check(replace(GOOD, images=ImagesConfig(source=f"huggingface:{name}", **columns)))
 
 
 def test_torchvision_has_held_out_images_of_its_own():

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.conftest import succeed, write_config
+from vqvae2 import stages
 from vqvae2.codes import CodeStore
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
@@ -216,6 +219,48 @@ def test_a_data_set_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch
     refused(hub, r"needs the package datasets: run pip install 'vqvae2\[datasets\]'")
 
 
+def test_a_repository_is_loaded_by_its_name(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library gets the name, and that of the configuration if there is one; the images are those of the folder."""
+    asked: list[tuple[str, ...]] = []
+
+    def load_dataset(*names: str) -> "datasets.DatasetDict":
+        asked.append(names)
+        return datasets.DatasetDict(train=table(pictures))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    expected = content(*open_images(configuration(pictures, source="folder"), seed=0))
+    for name in ("user/pictures", "user/pictures:small"):
+        images = ImagesConfig(source=f"huggingface:{name}", size=16, validation_fraction=0.2, workers=0)
+        assert content(*open_images(images, seed=0)) == expected and len(expected) == 10
+        assert open_rows(images)[0].title == f"{name}, split train"
+    assert asked == 2 * [("user/pictures",)] + 2 * [("user/pictures", "small")]
+
+
+def test_one_of_several_configurations_has_to_be_named(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message lists them and shows the form that names one; the network is not blamed."""
+    clone, rows = tmp_path / "clone", table(pictures)
+    for name, count in (("large", 10), ("small", 6)):
+        (clone / name).mkdir(parents=True)
+        rows.select(range(count)).to_parquet(clone / name / "train.parquet")
+    configurations = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("large", "small")]
+    (clone / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configurations})}---\n")
+    for function in ("load_dataset", "get_dataset_config_names"):  # the clone in place of the repository
+        original = getattr(datasets, function)
+        monkeypatch.setattr(datasets, function, lambda name, *rest, original=original: original(str(clone), *rest))
+    assert len(open_rows(ImagesConfig(source="huggingface:user/pictures:small"))[0]) == 6
+    listed = "one of its 2 configurations is needed, large, small"
+    form = "set images.source to one, such as huggingface:user/pictures:large"
+    for images, message in (
+        (ImagesConfig(source="huggingface:user/pictures"), f"^user/pictures: {listed}: {form}$"),
+        (ImagesConfig(source="huggingface:user/pictures:huge"), f"^user/pictures:huge: {listed}: {form}$"),
+        (configuration(clone), f"clone: {listed}: set images.root to a folder with the files of one$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_images(images, seed=0)
+
+
 def test_other_splits_that_do_not_fit_are_refused(pictures: Path, tmp_path: Path) -> None:
     """A held-out label that no training row has, and splits without train, are named."""
     rows = table(pictures, datasets.Value("string"))
@@ -259,8 +304,12 @@ def test_workers_survey_as_the_main_process_does(pictures: Path, tmp_path: Path)
     assert list(found[0]) == list(found[1]) and len(found[0].readable) == 10
 
 
-def test_stages_run_on_a_data_set(pictures: Path, tmp_path: Path) -> None:
-    """Stages 1 and 2 train and encode; the code stores hold every image by name and class."""
+def test_stages_run_on_a_data_set(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages 1 and 2 train and encode; the code stores hold every image by name and class.
+
+    A training that is interrupted after its first checkpoint ends with the same weights.
+    """
+    monkeypatch.setattr(stages, "write_report", lambda run_dir: None)
     table(pictures).save_to_disk(tmp_path / "data")
     run = tmp_path / "run"
     flags = ["--config", str(write_config(tmp_path, run)), "--images.source", "huggingface"]
@@ -272,3 +321,10 @@ def test_stages_run_on_a_data_set(pictures: Path, tmp_path: Path) -> None:
     found = {store[i].name: store[i].label for store in stores for i in range(len(store))}
     assert found == {x.name: NAMES.index(x.parent.name) for x in pictures.rglob("*.*")}
     assert json.loads((run / "stage1" / "model.json").read_text())["classes"] == NAMES
+    weights = run / "stage1" / "model.safetensors"
+    uninterrupted = weights.read_bytes()
+    for path in (weights, weights.with_name("model.json")):
+        path.unlink()
+    shutil.rmtree(run / "stage1" / "checkpoints" / "step_00000004")
+    assert "going on from step 2" in succeed("stage1", *flags)
+    assert weights.read_bytes() == uninterrupted

@@ -13,7 +13,7 @@ LARGEST_BATCH = 2**20
 LARGEST_PARAMETERS = 10**11  # per model; each process holds the whole model: 16 bytes per parameter in training
 LARGEST_WORKERS = 1024
 
-SOURCES = r"folder|shapes|huggingface|torchvision:\w+|huggingface:[\w.-]+(/[\w.-]+)?"
+SOURCES = r"folder|shapes|huggingface|torchvision:\w+|huggingface:[\w.-]+(/[\w.-]+)?(:[^<>:/\\|?*]+)?"
 COLUMNS = ("image_column", "label_column")
 UNUSED = {  # fields of images that a source does not read
     "shapes": ("root", "validation_root", "validation_fraction", *COLUMNS),
@@ -80,7 +80,7 @@ def _requirements(config: Config) -> Iterator[Requirement]:
 
 def _image_requirements(images: ImagesConfig) -> Iterator[Requirement]:
     known = re.fullmatch(SOURCES, images.source)
-    right = "use folder, shapes, torchvision:NAME, huggingface or huggingface:NAME"
+    right = "use folder, shapes, torchvision:NAME, huggingface, huggingface:NAME or huggingface:NAME:CONFIG"
     yield Requirement(bool(known), "images.source", images.source, right)
     for name in ("root", "validation_root"):
         if (path := getattr(images, name)) is not None:

@@ -17,9 +17,10 @@ class ImagesConfig:
     Attributes:
         source: Source of the images: `folder` (image files), `shapes` (synthetic images of shapes, generated when they
             are loaded), `torchvision:NAME` (the torchvision dataset NAME), `huggingface:NAME` (the dataset repository
-            NAME of the Hugging Face Hub, such as user/pictures) or `huggingface` (a folder in the formats of the
-            library `datasets`). The last two need `pip install 'vqvae2[datasets]'`. Their validation images are the
-            split validation, else test, unless it has no labels; else validation_fraction of the split train.
+            NAME of the Hugging Face Hub, such as user/pictures), `huggingface:NAME:CONFIG` (its configuration CONFIG)
+            or `huggingface` (a folder in the formats of the library `datasets`). The last three need
+            `pip install 'vqvae2[datasets]'`. Their validation images are the split validation, else test, unless it
+            has no labels; else validation_fraction of the split train.
         root: Path of the folder of training images, or of a CSV file with the columns path and label, or path alone.
             Required by source folder. For source torchvision:NAME, the folder of the dataset's files (null: data).
             For source huggingface, a folder of parquet files, of save_to_disk, or of images in class folders.

@@ -15,6 +15,7 @@ from vqvae2.images.names import Names
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MOST_LISTED = 20  # configurations in a message
 HELD_OUT = ("validation", "test")  # the first of these splits that has labels is used
 SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk of a DatasetDict and of a Dataset
 USUAL_LABEL = "label"
@@ -67,7 +68,8 @@ def open_rows(images: ImagesConfig) -> tuple[Rows, Rows | None]:
     """Open the training rows, and the rows that are held out if the data set has a split for them.
 
     Args:
-        images: images section of a configuration with source huggingface or huggingface:NAME.
+        images: images section of a configuration with source huggingface, huggingface:NAME or
+            huggingface:NAME:CONFIG.
 
     Raises:
         UserError: the library is not installed, the data set cannot be opened or is empty, or its columns do not
@@ -107,16 +109,42 @@ def _load(images: ImagesConfig) -> tuple[str, dict[str, "Dataset"]]:
         if images.root and any((Path(images.root) / x).is_file() for x in SAVED):
             loaded = datasets.load_from_disk(images.root)
         else:
-            loaded = datasets.load_dataset(os.path.abspath(images.root) if images.root else name)
+            loaded = datasets.load_dataset(*_place(images))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"{name}: data set not found on the Hub: check the name; if it is private or gated, accept its conditions "
             "and sign in with `hf auth login`"
         ) from error
     except Exception as error:  # the formats and the connection raise exceptions of many libraries
+        _check_configuration(images, name, error)
         raise UserError(f"{name}: cannot be opened as a data set ({reason_of(error)}): {_remedy(images)}") from error
     parts = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
     return name, {part: rows.with_format(None) for part, rows in parts.items()}
+
+
+def _place(images: ImagesConfig) -> list[str]:
+    """The path of the folder, or the name of the repository and that of the configuration if one is given."""
+    return [os.path.abspath(images.root)] if images.root else images.source.split(":")[1:]
+
+
+def _check_configuration(images: ImagesConfig, name: str, error: Exception) -> None:
+    """Raise a UserError that lists the configurations of a data set, if the error is about the choice of one."""
+    import datasets
+
+    if not isinstance(error, ValueError) or "config" not in str(error).lower():
+        return
+    path, *given = _place(images)
+    try:
+        found = datasets.get_dataset_config_names(path)
+    except Exception:  # as above; the message then has the text of `error`
+        return
+    if len(found) < 2 or set(given) & set(found):
+        return
+    listed = ", ".join(found[:MOST_LISTED]) + (", ..." if len(found) > MOST_LISTED else "")
+    remedy = f"set images.source to one, such as huggingface:{path}:{found[0]}"
+    if images.root:
+        remedy = "set images.root to a folder with the files of one"
+    raise UserError(f"{name}: one of its {len(found)} configurations is needed, {listed}: {remedy}") from error
 
 
 def _remedy(images: ImagesConfig) -> str:
