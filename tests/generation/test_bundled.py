@@ -1,15 +1,17 @@
 """The models that are part of the package."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, succeed
 from vqvae2 import Generator
 from vqvae2.config import as_dict, completed
 from vqvae2.generation.pretrained import BUNDLED, bundled_names
+from vqvae2.generation.samples import read_sample
 from vqvae2.run.command_line import parse_config
 
 LARGEST = 4_000_000  # bytes of a bundled model with its card and pictures
@@ -53,3 +55,14 @@ def test_codes_of_a_bundled_model_are_learned(generator: Generator):
     for grid in (prior.grid for prior in generator.priors.values()):
         per_code = likelihood.nats[grid.name].mean().item() / (grid.height * grid.width)
         assert per_code < 0.5 * math.log(grid.codebook_size)
+
+
+def test_the_script_draws_digits(tmp_path: Path):
+    """sample.py --model mnist writes the generator's samples of a class, most of which that class explains best."""
+    flags = ("--num_images", "3", "--label", "7", "--batch_size", "3", "--dtype", "float32")
+    succeed("sample", "--model", "mnist", *flags, "--output", str(tmp_path))
+    images = torch.stack([read_sample(path) for path in sorted(tmp_path.glob("seed0_*.png"))])
+    mnist = Generator.from_pretrained("mnist", device="cpu", dtype="float32")
+    assert torch.equal(images, mnist.sample(3, label=7, batch_size=3))
+    nats = torch.stack([sum(mnist.log_likelihood(images, labels=[i] * 3).nats.values()) for i in range(10)])
+    assert (nats.argmin(0) == 7).sum() >= 2

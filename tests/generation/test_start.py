@@ -18,6 +18,7 @@ from vqvae2.autoencoder import codebooks
 from vqvae2.autoencoder.artefact import build_autoencoder, load_autoencoder
 from vqvae2.config import TrainConfig
 from vqvae2.generation import hub
+from vqvae2.generation.pretrained import load_models
 from vqvae2.generation.start import start_autoencoder, start_prior
 from vqvae2.prior.artefact import build_prior, load_prior
 from vqvae2.prior.prior import Prior
@@ -146,6 +147,22 @@ def test_an_autoencoder_starts_from_a_repository(
         record = start_autoencoder(new, 3, TrainConfig(start_from=REPOSITORY), tmp_path, print)
     assert record == {"started_from": {"path": REPOSITORY, "sha256": old.sha256}}
     assert all(torch.equal(x, old.module.state_dict()[name]) for name, x in new.state_dict().items())
+
+
+def test_models_start_from_a_bundled_one(tmp_path: Path) -> None:
+    """Autoencoder and priors get the weights of the package's model; its name is recorded."""
+    old, train = load_models("mnist"), TrainConfig(start_from="mnist")
+    autoencoder = old.autoencoder
+    new = build_autoencoder(autoencoder.module.config, autoencoder.channels, seed=5)
+    record = start_autoencoder(new, autoencoder.channels, train, tmp_path, print)
+    assert record == {"started_from": {"path": "mnist", "sha256": autoencoder.sha256}}
+    assert all(torch.equal(x, autoencoder.module.state_dict()[name]) for name, x in new.state_dict().items())
+    for level, trained in old.priors.items():
+        codebooks = autoencoder.module.codebooks()
+        prior = build_prior(trained.module.config, autoencoder.grids, level, 10, 5, codebooks)
+        record = start_prior(prior, autoencoder.sha256, train, tmp_path, print)
+        assert record == {"started_from": {"path": "mnist", "sha256": trained.sha256}}
+        assert all(torch.equal(x, trained.module.state_dict()[name]) for name, x in prior.state_dict().items()), level
 
 
 def test_a_source_that_cannot_be_used_is_named(tiny_run: Tiny, tmp_path: Path) -> None:

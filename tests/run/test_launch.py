@@ -135,7 +135,23 @@ def test_a_resumed_stage_goes_on_with_its_run_of_weights_and_biases(tmp_path: Pa
     assert all(isinstance(x, int | float | str) for x in flat.values())
 
 
-@pytest.mark.parametrize("pipeline", ["stage1", "stage2", "stage3", "stage4", "sample", "evaluate", "benchmark"])
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        "stage1",
+        "stage2",
+        "stage3",
+        "stage4",
+        "sample",
+        "evaluate",
+        "benchmark",
+        "plan",
+        "publish",
+        "reconstruct",
+        "demo",
+        "compare",
+    ],
+)
 def test_help_does_not_wait_for_pytorch(pipeline: str) -> None:
     """--help does not import torch."""
     program = (
