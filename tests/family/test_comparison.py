@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, refusal
+from tests.conftest import ROOT, made_once, refusal
 from tests.family.small import CONFIG, build, stripes
 from vqvae2.config import EvaluationConfig, ImagesConfig, TrainConfig
 from vqvae2.errors import UserError
@@ -23,7 +24,7 @@ from vqvae2.images.loading import ImageBatch
 from vqvae2.run.command_line import parse_sections
 
 TRAIN = TrainConfig(
-    batch_size=4, total_steps=4, warmup_steps=1, mixed_precision="no", save_every=2, validate_every=2, log_every=1
+    batch_size=4, total_steps=4, warmup_steps=1, mixed_precision="no", save_every=2, validate_every=4, log_every=1
 )
 
 
@@ -42,10 +43,19 @@ def config(run_dir: Path, models: str, **fields: object) -> FamilyConfig:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("compared") / "run"
-    compare(config(run, "autoencoder,cvae"))
-    compare(config(run, "vqvae"))
-    return run
+    """A comparison of three models, for tests that only read it."""
+
+    def make(folder: Path) -> None:
+        compare(config(folder / "run", "autoencoder,cvae"))
+        compare(config(folder / "run", "vqvae"))
+
+    return made_once(tmp_path_factory, "compared", make) / "run"
+
+
+@pytest.fixture
+def copied(compared: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(compared, tmp_path / "run")
 
 
 def test_the_table_has_every_figure_that_a_model_defines(compared: Path):
@@ -74,19 +84,17 @@ def test_the_page_has_a_row_and_pictures_for_each_model(compared: Path):
     assert "http" not in page.replace("http://www.w3.org", "")  # loads nothing
 
 
-def test_a_second_call_trains_and_computes_nothing(compared: Path, capsys: pytest.CaptureFixture):
+def test_a_second_call_trains_and_computes_nothing(copied: Path, capsys: pytest.CaptureFixture):
     def times() -> dict[Path, int]:
-        return {x: x.stat().st_mtime_ns for part in ("models", "evaluation") for x in (compared / part).rglob("*.json")
+        return {x: x.stat().st_mtime_ns for part in ("models", "evaluation") for x in (copied / part).rglob("*.json")
                 if x.name != "made_of.json"}  # fmt: skip
 
     before = times()
-    compare(config(compared, "autoencoder,cvae,vqvae"))
+    compare(config(copied, "autoencoder,cvae,vqvae"))
     assert times() == before and capsys.readouterr().out.count("nothing to do") == 3
 
 
-def test_an_interrupted_model_ends_with_the_same_figures(
-    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interrupted_model_ends_with_the_same_figures(compared: Path, copied: Path, monkeypatch: pytest.MonkeyPatch):
     """A comparison that is stopped in step 3 goes on from the checkpoint of step 2."""
 
     def stopped(self: VQVAE, step: int, *others: object) -> None:
@@ -94,14 +102,16 @@ def test_an_interrupted_model_ends_with_the_same_figures(
             raise KeyboardInterrupt
         end_step(self, step, *others)
 
+    for part in ("models", "evaluation"):
+        shutil.rmtree(copied / part / "vqvae")
     end_step = VQVAE.end_step
     monkeypatch.setattr(VQVAE, "end_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        compare(config(tmp_path, "vqvae"))
-    assert [x.name for x in (tmp_path / "models" / "vqvae" / "checkpoints").iterdir()] == ["step_00000002"]
+        compare(config(copied, "vqvae"))
+    assert [x.name for x in (copied / "models" / "vqvae" / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()
-    compare(config(tmp_path, "vqvae"))
-    whole, resumed = (json.loads((x / "comparison.json").read_text())["models"] for x in (compared, tmp_path))
+    compare(config(copied, "vqvae"))
+    whole, resumed = (json.loads((x / "comparison.json").read_text())["models"] for x in (compared, copied))
     assert {**resumed["vqvae"], "seconds": 0} == {**whole["vqvae"], "seconds": 0}
 
 
@@ -121,18 +131,18 @@ def test_models_of_another_configuration_are_not_mixed(compared: Path):
         assert (compared / "evaluation" / "vqvae" / "figures.json").exists()
 
 
-def test_the_closed_form_and_the_bound_can_be_continued(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_closed_form_and_the_bound_can_be_continued(copied: Path, capsys: pytest.CaptureFixture):
     """More steps leave a model in closed form as it is; the samples of the bound change its evaluation alone."""
-    compare(config(tmp_path, "ppca,vae"))
-    first = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    compare(config(copied, "ppca"))
+    first = json.loads((copied / "comparison.json").read_text())["models"]
     capsys.readouterr()
     more = {"members": replace(CONFIG, likelihood_samples=40), "train": replace(TRAIN, total_steps=6)}
-    compare(config(tmp_path, "ppca", **more))
+    compare(config(copied, "ppca", **more))
     assert "fitted in closed form" in capsys.readouterr().out
-    second = json.loads((tmp_path / "comparison.json").read_text())["models"]
-    assert second["vae"]["bound"] < first["vae"]["bound"] and second["vae"]["fid"] == first["vae"]["fid"]
+    second = json.loads((copied / "comparison.json").read_text())["models"]
+    assert second["cvae"]["bound"] < first["cvae"]["bound"] and second["cvae"]["fid"] == first["cvae"]["fid"]
     assert second["ppca"] == first["ppca"] and first["ppca"]["parameters"] > 64
-    assert second["vae"]["steps"] == 4
+    assert second["cvae"]["steps"] == 4
 
 
 def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(tmp_path: Path):

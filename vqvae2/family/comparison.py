@@ -36,9 +36,9 @@ def compare(config: FamilyConfig) -> Path:
         "train", settings.mixed_precision, settings.gradient_accumulation_steps, config.trackers, Path(config.run_dir)
     )
     local_batch_size("evaluation.batch_size", config.evaluation.batch_size, accelerator.num_processes)
+    finished_models(config)
     accelerator.print("loading images")
     splits = open_in_memory(config)
-    finished_models(config)
     for name in names:
         build_member(name, config, splits)  # refuses what a model cannot be built for, before any is trained
     for name in names:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae2.codes.loading import load_code_batches
@@ -25,7 +26,9 @@ def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: T
     own = codes[prior.grid.name]
     coarser = {grid.name: codes[grid.name] for grid in prior.coarser} or None
     logits = model(own, coarser, labels)
-    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, own, reduction="none")
+    flat = rearrange(logits, "b k h w -> (b h w) k")  # a view, and softmax is faster along the last dimension
+    wide = flat.float() if flat.dtype != torch.float64 else flat
+    return F.cross_entropy(wide, own.flatten(), reduction="none").view(own.shape)  # (B, H, W)
 
 
 def nats_per_code(
