@@ -41,6 +41,15 @@ def config(run_dir: Path, models: str, **fields: object) -> FamilyConfig:
     return replace(whole, **fields)
 
 
+def flat_images(folder: Path) -> ImagesConfig:
+    """Twenty-four images without classes, a quarter of them held out; written to the folder unless it exists."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for i in range(24):
+            save_image(torch.full((1, 8, 8), 10 * i, dtype=torch.uint8), folder / f"{i}.png")
+    return ImagesConfig(source="folder", root=str(folder), size=8, channels=1, workers=0, validation_fraction=0.25)
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of three models, for tests that only read it."""
@@ -146,11 +155,7 @@ def test_the_closed_form_and_the_bound_can_be_continued(copied: Path, capsys: py
 
 
 def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(tmp_path: Path):
-    folder = tmp_path / "flat"
-    folder.mkdir()
-    for i in range(8):
-        save_image(torch.full((1, 8, 8), 20 * i, dtype=torch.uint8), folder / f"{i}.png")
-    flat = ImagesConfig(source="folder", root=str(folder), size=8, channels=1, workers=0, validation_fraction=0.25)
+    flat = flat_images(tmp_path / "flat")
     with pytest.raises(UserError, match="cvae needs images with classes"):
         compare(config(tmp_path / "run", "vae,cvae", images=flat))
     with pytest.raises(UserError, match=r"members\.delta: 500"):
