@@ -19,7 +19,12 @@ import torch
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # more threads slow each other down at these sizes
 # modules, see together.py; the comparison is the last one, because it ends the group of processes
-SCENARIOS = ["tests.training.test_sharding", "tests.training.test_elastic", "tests.family.test_two_processes"]
+SCENARIOS = [
+    "tests.training.test_sharding",
+    "tests.training.test_elastic",
+    "tests.generation.test_two_processes",
+    "tests.family.test_two_processes",
+]
 TINY = """
 run_dir: {run_dir}
 images: {{source: shapes, size: [16, 32], horizontal_flip: true, workers: 0, max_images: 48}}
