@@ -1,6 +1,8 @@
 """Data loading workers with the start methods spawn and forkserver, which pickle everything sent to them."""
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.conftest import ROOT
 from vqvae2.config import ImagesConfig
 from vqvae2.images.decode import Crop
 from vqvae2.images.image_sets import ImageSet, with_flipped_copies
@@ -82,3 +85,19 @@ def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:
         for workers in (0, 2)
     ]
     assert list(surveys[0]) == list(surveys[1]) and len(surveys[1].readable) == 8
+
+
+def test_a_script_ends_while_its_workers_wait():
+    """Workers ignore SIGTERM, with which multiprocessing ends them when Python exits."""
+    code = (
+        "from itertools import repeat\n"
+        "from vqvae2.config import ImagesConfig\n"
+        "from vqvae2.images.loading import load_batches\n"
+        "from vqvae2.images.sources import open_images\n"
+        "from vqvae2.training.order import in_order\n"
+        "train = open_images(ImagesConfig(size=8, max_images=8), 0).train\n"
+        "batches = load_batches(train, repeat(in_order(list(range(8)), 8)[0]), 1)\n"
+        "cycle = [next(batches), batches]\n"
+        "cycle.append(cycle)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, cwd=ROOT)
