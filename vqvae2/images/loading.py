@@ -1,7 +1,5 @@
 """Loading of batches of uint8 images in worker processes."""
 
-import atexit
-import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -143,11 +141,3 @@ def load_batches(
                 images.warned.add(failure)
                 tqdm.write(f"warning: {failure}; the next image is used instead", file=sys.stderr)
         yield batch
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End loader workers that are left: they ignore the SIGTERM with which multiprocessing would end them."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()

@@ -7,6 +7,8 @@ A request is a SIGTERM, SIGINT or SIGUSR1, or the exit of the launcher. Launcher
 without the latter their processes would continue to run after the launcher has ended.
 """
 
+import atexit
+import multiprocessing.util  # registers its own function with atexit; later ones are called first
 import os
 import signal
 import time
@@ -52,10 +54,18 @@ def stop_at_signals() -> Iterator[None]:
 def ignore_stop_signals(worker: int) -> None:
     """Ignore the signals in a loader worker, which the terminal or Slurm sends to all processes; see `worker_init_fn`.
 
-    The process that loads then ends its workers when it has saved.
+    The process that loads then ends its workers when it has saved, or when Python exits.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill loader workers that are left: multiprocessing would send them SIGTERM, and wait forever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class StopRequests:
