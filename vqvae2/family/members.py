@@ -1,13 +1,11 @@
 """The models of the family by name."""
 
-from collections.abc import Callable
-
 from vqvae2.errors import UserError
 from vqvae2.family.autoencoder import DeterministicAutoencoder
 from vqvae2.family.beta_vae import BetaVAE
 from vqvae2.family.cvae import CVAE
 from vqvae2.family.delta_vae import DeltaVAE
-from vqvae2.family.member import Member, Setting
+from vqvae2.family.member import Member
 from vqvae2.family.oi_vae import OIVAE
 from vqvae2.family.pixelcnn import PixelCNN, PixelCNNDeltaVAE, PixelCNNVAE, PixelCNNVQVAE
 from vqvae2.family.ppca import PPCA
@@ -15,7 +13,7 @@ from vqvae2.family.vae import VAE
 from vqvae2.family.vae_gan import VAEGAN
 from vqvae2.family.vqvae import VQVAE, VQVAE2
 
-MEMBERS: dict[str, Callable[[Setting], Member]] = {
+MEMBERS: dict[str, type[Member]] = {
     "autoencoder": DeterministicAutoencoder,
     "ppca": PPCA,
     "vae": VAE,

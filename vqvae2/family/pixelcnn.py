@@ -10,7 +10,6 @@ to about zero (Chen et al. 2017, arXiv 1611.02731). A smallest rate (delta-VAE) 
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from vqvae2.family.member import Bound, Member, Setting
 from vqvae2.family.vae import VAE
 from vqvae2.family.vqvae import VQVAE, LikelihoodAutoencoder
 from vqvae2.images.loading import ImageBatch
+from vqvae2.prior.likelihood import nll_of
 from vqvae2.prior.prior import Prior
 from vqvae2.prior.sampling import sample_codes
 from vqvae2.training.objective import Loss
@@ -58,9 +58,8 @@ class CausalDecoder(Prior):
     def nats(self, images: Tensor, picture: Tensor | None) -> Tensor:
         """-log p(x | picture) of uint8 images (B, 1, H, W) in nats per image, (B,)."""
         codes = torch.div(images[:, 0], 256 // self.grid.codebook_size, rounding_mode="floor").long()  # (B, H, W)
-        logits = self(codes, _as_condition(picture)).float()  # (B, values, H, W)
-        flat = rearrange(logits, "b k h w -> (b h w) k")  # a view, and softmax is faster along the last dimension
-        return F.cross_entropy(flat, codes.flatten(), reduction="none").view(codes.shape).sum(dim=(1, 2))
+        logits = self(codes, _as_condition(picture))  # (B, values, H, W)
+        return nll_of(logits, codes).sum(dim=(1, 2))
 
     def draw(self, num: int, picture: Tensor | None, generator: torch.Generator) -> Tensor:
         """Draw `num` images, uint8 (num, 1, H, W), the i-th given the i-th picture."""

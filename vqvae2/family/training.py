@@ -123,12 +123,12 @@ def train_member(name: str, config: FamilyConfig, splits: Splits, accelerator: A
     directory, settings, sections = model_dir(config, name), config.train, sections_of(config)
     accumulation = settings.gradient_accumulation_steps
     local_batch = local_batch_size("train.batch_size", settings.batch_size, accelerator.num_processes, accumulation)
-    member = build_member(name, config, splits).to(accelerator.device)
-    if member.closed_form and finished_step(directory) >= 0:
+    if MEMBERS[name].closed_form and finished_step(directory) >= 0:
         accelerator.print(f"{directory}: finished, nothing to do (fitted in closed form)")
         return
     if not begin_training(directory, sections, settings, accelerator):
         return
+    member = build_member(name, config, splits).to(accelerator.device)
 
     def batches(first_step: int) -> Iterator[ImageBatch]:
         place = (accelerator.process_index, accelerator.num_processes)

@@ -26,9 +26,14 @@ def code_nll(model: nn.Module, prior: Prior, codes: dict[str, Tensor], labels: T
     own = codes[prior.grid.name]
     coarser = {grid.name: codes[grid.name] for grid in prior.coarser} or None
     logits = model(own, coarser, labels)
+    return nll_of(logits, own)
+
+
+def nll_of(logits: Tensor, codes: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each code (B, H, W) under logits (B, K, H, W), in float32 or float64."""
     flat = rearrange(logits, "b k h w -> (b h w) k")  # a view, and softmax is faster along the last dimension
     wide = flat.float() if flat.dtype != torch.float64 else flat
-    return F.cross_entropy(wide, own.flatten(), reduction="none").view(own.shape)  # (B, H, W)
+    return F.cross_entropy(wide, codes.flatten(), reduction="none").view(codes.shape)
 
 
 def nats_per_code(
