@@ -28,10 +28,10 @@ TRAIN = TrainConfig(
 )
 
 
-def config(run_dir: Path, models: str, **fields: object) -> FamilyConfig:
+def config(run_dir: Path, images: ImagesConfig, models: str, **fields: object) -> FamilyConfig:
     whole = FamilyConfig(
         str(run_dir),
-        ImagesConfig(size=8, channels=1, workers=0, max_images=24),
+        images,
         models,
         CONFIG,
         TRAIN,
@@ -51,12 +51,27 @@ def flat_images(folder: Path) -> ImagesConfig:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImagesConfig:
+    """Forty images of noise in two classes, sixteen of them held out."""
+
+    def make(folder: Path) -> None:
+        noise = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        for name, pictures in (("dark", noise[:20] // 2), ("light", noise[20:] // 2 + 128)):
+            (folder / "images" / name).mkdir(parents=True)
+            for i, picture in enumerate(pictures):
+                save_image(picture, folder / "images" / name / f"{i}.png")
+
+    root = made_once(tmp_path_factory, "two_classes", make) / "images"
+    return ImagesConfig(source="folder", root=str(root), size=8, channels=1, workers=0, validation_fraction=0.4)
+
+
+@pytest.fixture(scope="module")
+def compared(images: ImagesConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of three models, for tests that only read it."""
 
     def make(folder: Path) -> None:
-        compare(config(folder / "run", "autoencoder,cvae"))
-        compare(config(folder / "run", "vqvae"))
+        compare(config(folder / "run", images, "autoencoder,cvae"))
+        compare(config(folder / "run", images, "vqvae"))
 
     return made_once(tmp_path_factory, "compared", make) / "run"
 
@@ -93,17 +108,19 @@ def test_the_page_has_a_row_and_pictures_for_each_model(compared: Path):
     assert "http" not in page.replace("http://www.w3.org", "")  # loads nothing
 
 
-def test_a_second_call_trains_and_computes_nothing(copied: Path, capsys: pytest.CaptureFixture):
+def test_a_second_call_trains_and_computes_nothing(images: ImagesConfig, copied: Path, capsys: pytest.CaptureFixture):
     def times() -> dict[Path, int]:
         return {x: x.stat().st_mtime_ns for part in ("models", "evaluation") for x in (copied / part).rglob("*.json")
                 if x.name != "made_of.json"}  # fmt: skip
 
     before = times()
-    compare(config(copied, "autoencoder,cvae,vqvae"))
+    compare(config(copied, images, "autoencoder,cvae,vqvae"))
     assert times() == before and capsys.readouterr().out.count("nothing to do") == 3
 
 
-def test_an_interrupted_model_ends_with_the_same_figures(compared: Path, copied: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_model_ends_with_the_same_figures(
+    images: ImagesConfig, compared: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A comparison that is stopped in step 3 goes on from the checkpoint of step 2."""
 
     def stopped(self: VQVAE, step: int, *others: object) -> None:
@@ -116,15 +133,15 @@ def test_an_interrupted_model_ends_with_the_same_figures(compared: Path, copied:
     end_step = VQVAE.end_step
     monkeypatch.setattr(VQVAE, "end_step", stopped)
     with pytest.raises(KeyboardInterrupt):
-        compare(config(copied, "vqvae"))
+        compare(config(copied, images, "vqvae"))
     assert [x.name for x in (copied / "models" / "vqvae" / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()
-    compare(config(copied, "vqvae"))
+    compare(config(copied, images, "vqvae"))
     whole, resumed = (json.loads((x / "comparison.json").read_text())["models"] for x in (compared, copied))
     assert {**resumed["vqvae"], "seconds": 0} == {**whole["vqvae"], "seconds": 0}
 
 
-def test_models_of_another_configuration_are_not_mixed(compared: Path):
+def test_models_of_another_configuration_are_not_mixed(images: ImagesConfig, compared: Path):
     """A call for some models leaves the figures of the others as they are, or is refused."""
     before = (compared / "comparison.json").read_bytes()
     others = (
@@ -135,18 +152,20 @@ def test_models_of_another_configuration_are_not_mixed(compared: Path):
     )
     for fields in others:
         with pytest.raises(UserError, match=r"started with another configuration.*use another run_dir"):
-            compare(config(compared, "ppca", **fields))
+            compare(config(compared, images, "ppca", **fields))
         assert (compared / "comparison.json").read_bytes() == before and not (compared / "models" / "ppca").exists()
         assert (compared / "evaluation" / "vqvae" / "figures.json").exists()
 
 
-def test_the_closed_form_and_the_bound_can_be_continued(copied: Path, capsys: pytest.CaptureFixture):
+def test_the_closed_form_and_the_bound_can_be_continued(
+    images: ImagesConfig, copied: Path, capsys: pytest.CaptureFixture
+):
     """More steps leave a model in closed form as it is; the samples of the bound change its evaluation alone."""
-    compare(config(copied, "ppca"))
+    compare(config(copied, images, "ppca"))
     first = json.loads((copied / "comparison.json").read_text())["models"]
     capsys.readouterr()
     more = {"members": replace(CONFIG, likelihood_samples=40), "train": replace(TRAIN, total_steps=6)}
-    compare(config(copied, "ppca", **more))
+    compare(config(copied, images, "ppca", **more))
     assert "fitted in closed form" in capsys.readouterr().out
     second = json.loads((copied / "comparison.json").read_text())["models"]
     assert second["cvae"]["bound"] < first["cvae"]["bound"] and second["cvae"]["fid"] == first["cvae"]["fid"]
@@ -154,12 +173,12 @@ def test_the_closed_form_and_the_bound_can_be_continued(copied: Path, capsys: py
     assert second["cvae"]["steps"] == 4
 
 
-def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(tmp_path: Path):
+def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(images: ImagesConfig, tmp_path: Path):
     flat = flat_images(tmp_path / "flat")
     with pytest.raises(UserError, match="cvae needs images with classes"):
-        compare(config(tmp_path / "run", "vae,cvae", images=flat))
+        compare(config(tmp_path / "run", flat, "vae,cvae"))
     with pytest.raises(UserError, match=r"members\.delta: 500"):
-        compare(config(tmp_path / "run", "vae,delta_vae", members=replace(CONFIG, delta=500.0)))
+        compare(config(tmp_path / "run", images, "vae,delta_vae", members=replace(CONFIG, delta=500.0)))
     assert not (tmp_path / "run" / "models").exists()
     unfit = {
         "members.sequence_length: 1": {"members": replace(CONFIG, sequence_length=1)},
@@ -169,10 +188,10 @@ def test_a_model_that_the_images_do_not_fit_is_refused_before_any_is_trained(tmp
     }
     for message, fields in unfit.items():
         with pytest.raises(UserError, match=message):
-            check_family(config(tmp_path / "run", "vae", **fields))
+            check_family(replace(config(tmp_path / "run", images, "vae"), **fields))
 
 
-def test_unknown_models_and_values_are_refused_before_anything_is_written(tmp_path: Path):
+def test_unknown_models_and_values_are_refused_before_anything_is_written(images: ImagesConfig, tmp_path: Path):
     path = str(ROOT / "configs" / "family_shapes.yaml")
     run = tmp_path / "run"
     message = refusal("compare", "--config", path, "--run_dir", str(run), "--models", "vae,vqvea")
@@ -184,7 +203,7 @@ def test_unknown_models_and_values_are_refused_before_anything_is_written(tmp_pa
     with pytest.raises(UserError, match=r"images.size"):
         check_family(FamilyConfig(str(run), ImagesConfig(size=30, channels=3), "vae", CONFIG, TRAIN))
     with pytest.raises(UserError, match=r"members.group_rows: 3 .* divisor of 8"):
-        check_family(replace(config(run, "oi_vae"), members=replace(CONFIG, group_rows=3)))
+        check_family(replace(config(run, images, "oi_vae"), members=replace(CONFIG, group_rows=3)))
     assert not run.exists()
 
 
@@ -205,8 +224,8 @@ def test_noise_does_not_depend_on_the_split_over_processes():
     assert not torch.equal(member.noise("posterior", batch, 4, 4), whole)
 
 
-def test_images_are_binarised_once_with_their_brightness_as_probability(tmp_path: Path):
-    first, again = (open_in_memory(config(tmp_path, "vae", binarise=True)).train.load(0) for _ in range(2))
+def test_images_are_binarised_once_with_their_brightness_as_probability(images: ImagesConfig, tmp_path: Path):
+    first, again = (open_in_memory(config(tmp_path, images, "vae", binarise=True)).train.load(0) for _ in range(2))
     assert torch.equal(first, again) and set(first.unique().tolist()) <= {0, 255}
     grey = torch.full((1000, 1, 10, 10), 64, dtype=torch.uint8)
     share = (binarised(grey, torch.Generator().manual_seed(0)) == 255).double().mean().item()

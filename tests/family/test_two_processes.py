@@ -14,7 +14,7 @@ ALIKE = ("parameters", "reconstruction_mse", "rate", "distortion", "bound", "exc
 
 def compared(folder: Path, name: str) -> None:
     """Without classes, there is no classifier to train."""
-    compare(config(folder / name, "vae", images=flat_images(folder / "images"), test_images=HELD_OUT))
+    compare(config(folder / name, flat_images(folder / "images"), "vae", test_images=HELD_OUT))
 
 
 def before(folder: Path) -> None:
