@@ -12,7 +12,7 @@ from vqvae2.family.autoencoder import DeterministicAutoencoder
 from vqvae2.family.member import Member
 from vqvae2.family.observation import FIRST_DEVIATION
 from vqvae2.family.vae_gan import VAEGAN
-from vqvae2.family.vqvae import VQVAE
+from vqvae2.family.vqvae import VQVAE, Probabilities, bernoulli_nats
 
 NAMES = ("autoencoder", "vae", "beta_vae", "cvae", "vae_gan", "vqvae", "vqvae2")
 
@@ -42,6 +42,14 @@ def test_training_brings_reconstructions_closer(name: str, observation: str):
     assert (bound is None) == (name == "autoencoder") and (nll is None) == (name in ("autoencoder", "vae_gan"))
     if bound is not None:
         assert (bound.rate >= 0).all()
+
+
+def test_black_and_white_pixels_that_are_almost_certainly_wrong_have_a_gradient():
+    logits = torch.tensor([14.0, -14.0, 0.0]).view(1, 1, 1, 3).requires_grad_()
+    nats = bernoulli_nats(torch.tensor([0, 255, 255]).view(1, 1, 1, 3), Probabilities()(logits))
+    assert nats.item() == pytest.approx(2 * -math.log(1e-5 + math.exp(-14)) + math.log(2), rel=1e-2)
+    (slope,) = torch.autograd.grad(nats.sum(), logits)
+    assert slope.flatten().tolist() == pytest.approx([0.077, -0.077, -0.5], rel=0.1)
 
 
 def test_the_samples_of_the_autoencoder_come_from_the_mean_and_covariance_of_its_latents():

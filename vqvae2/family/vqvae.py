@@ -46,7 +46,8 @@ class Probabilities(nn.Module):
 
 def bernoulli_nats(images: Tensor, means: Tensor) -> Tensor:
     """-log p(x) of each image in nats, (B,), for black and white pixels with `means` (B, C, H, W) in [-1, 1]."""
-    white = ((means.float() + 1) / 2).clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    # scaled instead of clamped, so that a pixel that is almost certainly wrong has a gradient
+    white = 0.5 + (0.5 - SMALLEST_PROBABILITY) * means.float()
     return -torch.where(images > 127, white, 1 - white).log().sum(dim=(1, 2, 3))
 
 
