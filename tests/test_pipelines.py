@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import call, launch, made_once, refusal, succeed, write_config
 from vqvae2.codes import CodeStore
+from vqvae2.images.grids import save_image
 
 
 def test_stages_leave_the_run_directory_of_the_contract(tiny_run):
@@ -210,6 +211,25 @@ def test_codes_of_another_autoencoder_are_refused(tiny_run, tmp_path):
     succeed("stage2", "--config", str(config), "--run_dir", str(other), "--seed", "1")
     message = refusal("stage3", "--config", str(config), "--run_dir", str(other), "--seed", "1")
     assert str(other / "stage3") in message and str(other / "stage1" / "model.safetensors") in message
+
+
+def test_stage_2_writes_cropped_and_flipped_copies(tiny_run, tmp_path):
+    """Each training image is written with its copies, held-out images without; other copies need a new store."""
+    config, run_dir = tiny_run
+    shutil.copytree(run_dir / "stage1", tmp_path / "run" / "stage1")
+    for i, name in enumerate(json.loads((run_dir / "stage1" / "model.json").read_text())["classes"]):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        save_image(torch.full((3, 16, 32), 20 * i, dtype=torch.uint8), tmp_path / "images" / name / "a.png")
+    root = str(tmp_path / "images")
+    folder = ["--images.source", "folder", "--images.root", root, "--images.validation_root", root]
+    given = ["--config", str(config), "--run_dir", str(tmp_path / "run"), *folder]
+    given += ["--images.random_resized_crop", "[0.5, 0.9]", "--images.max_images", "null"]
+    succeed("stage2", *given, "--stage2.cropped_copies", "2", "--stage2.flipped_copies", "true")
+    names = [record.name for record in CodeStore(tmp_path / "run" / "codes" / "train.lmdb")]
+    held_out = len(CodeStore(tmp_path / "run" / "codes" / "validation.lmdb"))
+    assert len(names) == len(set(names)) == 6 * held_out and names[-1].endswith("a.png cropped 2 flipped")
+    message = refusal("stage2", *given, "--stage2.cropped_copies", "5")
+    assert "a.png cropped 2 flipped" in message and "a.png cropped 5" in message
 
 
 def test_lost_weights_are_exported_again(tiny_run, tmp_path):

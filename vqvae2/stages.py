@@ -18,7 +18,7 @@ from vqvae2.codes.loading import CodeBatch, load_code_batches
 from vqvae2.config import Config, TrainConfig, as_dict, compression_ratio, local_batch_size
 from vqvae2.errors import StoppedError, UserError
 from vqvae2.generation.start import recorded_start, start_autoencoder, start_prior
-from vqvae2.images.image_sets import Splits, with_flipped_copies
+from vqvae2.images.image_sets import Splits, with_cropped_copies, with_flipped_copies
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
 from vqvae2.images.survey import open_surveyed
 from vqvae2.prior.artefact import build_prior, describe_prior, prior_dir
@@ -64,9 +64,7 @@ def train_autoencoder(config: Config) -> None:
 
     def batches(first_step: int) -> Iterator[ImageBatch]:
         order = _order(len(splits.train), stage1, config.seed, first_step, accelerator)
-        crop = images.random_resized_crop
-        fractions = None if crop is None else (crop[0], crop[1])
-        augmentation = Augmentation(config.seed, images.horizontal_flip, fractions)
+        augmentation = Augmentation(config.seed, images.horizontal_flip, images.crop_area)
         return load_batches(splits.train, order, images.workers, augmentation)
 
     def validate(step: int) -> dict[str, float]:
@@ -102,6 +100,9 @@ def write_codes(config: Config) -> None:
     local_batch_size("stage2.batch_size", config.stage2.batch_size, accelerator.num_processes)
     splits = open_surveyed(config, accelerator)
     _check_images(config, trained, splits)
+    if area := config.images.crop_area:
+        copies = config.stage2.cropped_copies
+        splits = splits._replace(train=with_cropped_copies(splits.train, copies, area, config.seed))
     if config.stage2.flipped_copies:
         splits = splits._replace(train=with_flipped_copies(splits.train))
     autoencoder = trained.module.to(accelerator.device)

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvae2 import Generator
+from vqvae2.config import Stage2Config
 from vqvae2.errors import UserError
 from vqvae2.run.command_line import parse_options, run
 from vqvae2.run.directory import stage_dir
@@ -87,7 +88,7 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
         flags += [x for key, value in chosen.items() for x in (f"--{section}.{key}", str(value))]
         if stage == "stage1":
             flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
-    copies = 1 + config["stage2"].get("flipped_copies", False)
+    copies = Stage2Config(**config["stage2"]).copies
     images = round(SHARES["stage2"] * left * speeds["stage1"] * ENCODING / copies)
     total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
     flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]

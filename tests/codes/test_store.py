@@ -159,6 +159,20 @@ def test_a_killed_writer_leaves_whole_batches(tmp_path: Path):
     writer.close()
 
 
+def test_a_store_does_not_go_on_with_other_images(path: Path):
+    """The last record must be of the image at its place, since flipped and cropped copies have the same header."""
+    before = content(path)
+    names = [record.name for record in make_codes(HEADER)]
+    writer = CodeWriter(path, HEADER)
+    writer.refuse_other_images(names)
+    with pytest.raises(UserError, match=r"record 5 is of '.*_5\.png', but these settings make it 'a flipped': delete"):
+        writer.refuse_other_images([*names[:5], "a flipped"])
+    assert content(path) == before
+    empty = CodeWriter(path.parent / "empty.lmdb", HEADER)
+    empty.refuse_other_images(names)
+    empty.close()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [

@@ -136,6 +136,8 @@ WRONG = [
     ("stage1.validate_every", 0),
     ("stage1.log_every", 0),
     ("stage2.batch_size", 0),
+    ("stage2.cropped_copies", -1),
+    ("stage2.cropped_copies", 2),
     ("priors.top.kernel_size", 4),
     ("priors.top.kernel_size", 1),
     ("priors.top.layers", 0),

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.image_sets import ImageSet, with_flipped_copies
+from vqvae2.images.grids import save_image
+from vqvae2.images.image_sets import ImageSet, with_cropped_copies, with_flipped_copies
 from vqvae2.images.sources import SHAPES_TRAIN, open_images
 
 FASHION_MNIST = Path(__file__).parents[3] / "shared" / "data" / "fashion-mnist"
@@ -198,3 +199,22 @@ def test_flipped_copies_follow_the_images(tmp_path: Path):
     for i in range(10):
         assert torch.equal(both.load(i), images.load(i))
         assert torch.equal(both.load(10 + i), images.load(i).flip(-1))
+
+
+def test_cropped_copies_follow_the_images(tmp_path: Path):
+    """Each copy is another crop of its image, which depends on the seed alone; flipped copies of all follow."""
+    for i in range(3):
+        save_image(torch.arange(256, dtype=torch.uint8).view(1, 16, 16) + 3 * i, tmp_path / f"{i}.png")
+    config = ImagesConfig(source="folder", root=str(tmp_path), size=8, channels=1, validation_fraction=0.34)
+    images = open_images(config, seed=0).train
+    copies = with_cropped_copies(images, 2, (0.3, 0.6), seed=5)
+    count = len(images)
+    assert len(copies) == len(set(copies.names)) == 3 * count and copies.labels == images.labels * 3
+    assert copies.names[count] == f"{images.names[0]} cropped 1" and list(copies.names)[-1].endswith(" cropped 2")
+    loaded = [copies.load(i) for i in range(len(copies))]
+    assert all(torch.equal(x, images.load(i)) for i, x in enumerate(loaded[:count]))
+    assert len({tuple(x.flatten().tolist()) for x in loaded}) == 3 * count
+    again = [with_cropped_copies(images, 2, (0.3, 0.6), seed).load(count) for seed in (5, 6)]
+    assert torch.equal(again[0], loaded[count]) and not torch.equal(again[1], loaded[count])
+    both = with_flipped_copies(copies)
+    assert len(set(both.names)) == 6 * count and torch.equal(both.load(4 * count), loaded[count].flip(-1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.conftest import ROOT
 from vqvae2.config import ImagesConfig
 from vqvae2.images.decode import Crop
-from vqvae2.images.image_sets import ImageSet, with_flipped_copies
+from vqvae2.images.image_sets import ImageSet, with_cropped_copies, with_flipped_copies
 from vqvae2.images.loading import load_batches
 from vqvae2.images.sources import open_images
 from vqvae2.images.survey import survey_images, surveyor
@@ -62,7 +62,8 @@ def sources(folder: Path) -> dict[str, ImageSet]:
     }
     sets = {name: open_images(config, seed=0).train for name, config in opened.items()}
     sets["surveyed"] = open_images(opened["subset"], seed=0, look=surveyor(opened["subset"], folder, show=False)).train
-    return {**sets, "flipped": with_flipped_copies(sets["shapes"])}
+    cropped = with_cropped_copies(sets["folder"], 1, (0.5, 1.0), seed=0)
+    return {**sets, "flipped": with_flipped_copies(sets["shapes"]), "cropped": cropped}
 
 
 def test_workers_load_every_source(start_method: str, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def extract_codes(
     """
     with refusals_reach_all(accelerator):
         writer = CodeWriter(path, header) if accelerator.is_main_process else None
+        if writer:
+            writer.refuse_other_images(images.names)
     written = torch.tensor(writer.written if writer else 0, device=accelerator.device)
     done = int(accelerator.reduce(written))  # a sum; only the main process has a nonzero value
     batches = Batches(done, len(images), batch_size, accelerator.num_processes)

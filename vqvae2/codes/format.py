@@ -122,6 +122,20 @@ def unpack(content: bytes, levels: list[LevelGrid]) -> Codes:
     return Codes(codes, label, name)
 
 
+def unpack_record(path: Path, index: int, content: bytes | None, levels: list[LevelGrid]) -> Codes:
+    """Convert the bytes of a record of the store at `path`.
+
+    Raises:
+        UserError: the record is missing or damaged.
+    """
+    try:
+        return unpack(content or b"", levels)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: the record of image {index} is damaged ({error}): delete the store and run stage 2 again"
+        ) from error
+
+
 def key_of(index: int) -> bytes:
     """Return the key of the record of image `index`."""
     return index.to_bytes(8, "big")

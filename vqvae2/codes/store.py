@@ -11,7 +11,7 @@ import lmdb
 import numpy as np
 
 from vqvae2.codes.environments import get, get_all, open_to_read, read_header
-from vqvae2.codes.format import Codes, code_type, key_of, unpack
+from vqvae2.codes.format import Codes, code_type, key_of, unpack_record
 from vqvae2.errors import UserError
 
 READERS = 4  # threads that read at a time; they wait where the store is larger than the page cache
@@ -47,7 +47,7 @@ class CodeStore:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: index {index} is out of range for {len(self)} images")
         index %= len(self)
-        return self._unpack(index, get(self._environment(), key_of(index)))
+        return unpack_record(self.path, index, get(self._environment(), key_of(index)), self.header.levels)
 
     def read(self, indices: Sequence[int], threads: Executor) -> list[Codes]:
         """Return several records; READERS of the threads wait for the disk at the same time."""
@@ -55,15 +55,8 @@ class CodeStore:
         contents: list[bytes | None] = [None] * len(indices)
         for first, part in enumerate(threads.map(partial(get_all, self._environment()), parts)):
             contents[first::READERS] = part
-        return [self._unpack(index, content) for index, content in zip(indices, contents, strict=True)]
-
-    def _unpack(self, index: int, content: bytes | None) -> Codes:
-        try:
-            return unpack(content or b"", self.header.levels)
-        except ValueError as error:
-            raise UserError(
-                f"{self.path}: the record of image {index} is damaged ({error}): delete the store and run stage 2 again"
-            ) from error
+        pairs = zip(indices, contents, strict=True)
+        return [unpack_record(self.path, index, content, self.header.levels) for index, content in pairs]
 
     def __iter__(self) -> Iterator[Codes]:
         return (self[i] for i in range(len(self)))

@@ -1,12 +1,13 @@
 """Writing of a code store."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import lmdb
 
-from vqvae2.codes.environments import opening, refuse_cut_off
-from vqvae2.codes.format import HEADER_KEY, Codes, Header, key_of, pack
+from vqvae2.codes.environments import get, opening, refuse_cut_off
+from vqvae2.codes.format import HEADER_KEY, Codes, Header, key_of, pack, unpack_record
 from vqvae2.errors import UserError
 from vqvae2.run.directory import make_dir
 
@@ -37,6 +38,25 @@ class CodeWriter:
             self._environment.close()
             refuse_other_codes(path, Header.from_json(stored, path), header)
         self.written = self._environment.stat()["entries"] - 1
+
+    def refuse_other_images(self, names: Sequence[str]) -> None:
+        """Check that the last record is of the image at its place in `names`, which are those of all images.
+
+        The header does not tell flipped copies from cropped ones.
+
+        Raises:
+            UserError: it is of another image, or damaged.
+        """
+        if not self.written:
+            return
+        index = self.written - 1
+        stored = unpack_record(self.path, index, get(self._environment, key_of(index)), self.header.levels)
+        if stored.name != names[index]:
+            self.close()
+            raise UserError(
+                f"{self.path}: record {index} is of {stored.name!r}, but these settings make it {names[index]!r}: "
+                f"delete {self.path.parent} or use another run_dir"
+            )
 
     def write(self, records: list[Codes]) -> None:
         """Append records in one transaction.

@@ -14,6 +14,8 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "images.image_column": None,
     "images.label_column": None,
     "autoencoder.level_dropout": 0.0,
+    "stage2.flipped_copies": False,
+    "stage2.cropped_copies": 0,
     "priors.*.activation_checkpointing": False,
     "priors.*.right_reach": None,
     "stage1.optimizer": "adam",

@@ -10,6 +10,7 @@ from vqvae2.errors import UserError
 
 LARGEST_SIDE = 16_384  # pixels
 LARGEST_BATCH = 2**20
+MOST_COPIES = 1000
 LARGEST_PARAMETERS = 10**11  # per model; each process holds the whole model: 16 bytes per parameter in training
 LARGEST_WORKERS = 1024
 
@@ -68,6 +69,11 @@ def _requirements(config: Config) -> Iterator[Requirement]:
     yield from _train_requirements("stage1", config.stage1)
     yield _at_least("stage2.batch_size", config.stage2.batch_size, 1)
     yield _at_most("stage2.batch_size", config.stage2.batch_size, LARGEST_BATCH)
+    copies = config.stage2.cropped_copies
+    yield _at_least("stage2.cropped_copies", copies, 0)
+    yield _at_most("stage2.cropped_copies", copies, MOST_COPIES)
+    crops = not copies or config.images.random_resized_crop is not None
+    yield Requirement(crops, "stage2.cropped_copies", copies, "set images.random_resized_crop, or use 0")
     names = [x.name for x in config.autoencoder.levels]
     yield Requirement(
         set(names) == set(config.priors), "priors", sorted(config.priors), f"use one entry for each level of {names}"

@@ -69,6 +69,12 @@ class ImagesConfig:
         """(height, width) in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
+    @property
+    def crop_area(self) -> tuple[float, float] | None:
+        """Minimum and maximum fraction of the image area that a random crop covers; None: no random crops."""
+        crop = self.random_resized_crop
+        return None if crop is None else (crop[0], crop[1])
+
 
 @dataclass(frozen=True)
 class LevelConfig:
@@ -185,11 +191,19 @@ class Stage2Config:
             (float32), bf16 or fp16 (CUDA only). The header of the codes records it.
         flipped_copies: Whether the codes of a horizontally flipped copy of each training image are also written: true
             or false.
+        cropped_copies: Number of random crops of each training image whose codes are also written, from 0 to 1000. They
+            cover the fractions of images.random_resized_crop, which must be set.
     """
 
     batch_size: int = 128
     mixed_precision: MixedPrecision = "auto"
     flipped_copies: bool = False
+    cropped_copies: int = 0
+
+    @property
+    def copies(self) -> int:
+        """Number of records that are written of each training image."""
+        return (1 + self.flipped_copies) * (1 + self.cropped_copies)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vqvae2.errors import UserError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 WHITE = (255, 255, 255)
 LOSSLESS_FRAMES = (0xC3, 0xC7, 0xCB, 0xCF)  # frame headers SOF3, SOF7, SOF11 and SOF15 of ITU-T T.81, table B.1
+WIDEST = 4 / 3  # largest aspect ratio of a random crop, relative to that of the target size
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 Colour = tuple[int, ...]  # (red, green, blue)
@@ -37,6 +38,12 @@ class Crop(NamedTuple):
     ratio: float
     x: float
     y: float
+
+
+def random_crop(area: tuple[float, float], uniforms: list[float]) -> Crop:
+    """A crop that covers a fraction of the area from area[0] to area[1], from four uniform random numbers in [0, 1)."""
+    share, ratio, x, y = uniforms
+    return Crop(area[0] + share * (area[1] - area[0]), WIDEST ** (2 * ratio - 1), x, y)
 
 
 def read_image(

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from vqvae2.config import ImagesConfig
 from vqvae2.errors import UserError
-from vqvae2.images.decode import Crop
+from vqvae2.images.decode import Crop, random_crop
 from vqvae2.images.folder import split
-from vqvae2.images.names import Chosen, WithFlipped
+from vqvae2.images.names import Chosen, WithCopies
+from vqvae2.run.seeding import keyed_generator
 
 NO_LABEL = -1
 
@@ -46,6 +48,22 @@ class WithFlippedCopies:
     def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
         image = self.load(index % self.count, crop)
         return image if index < self.count else image.flip(-1)
+
+
+@dataclass(frozen=True)
+class WithCroppedCopies:
+    """Loads the `count` images of another set, followed by random crops of each, which depend on `seed` alone."""
+
+    load: Loader
+    count: int
+    area: tuple[float, float]
+    seed: int
+
+    def __call__(self, index: int, crop: Crop | None = None) -> Tensor:
+        copy, original = divmod(index, self.count)
+        if copy and crop is None:
+            crop = random_crop(self.area, torch.rand(4, generator=keyed_generator(self.seed, "copy", index)).tolist())
+        return self.load(original, crop)
 
 
 @dataclass(frozen=True)
@@ -104,4 +122,18 @@ def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
 def with_flipped_copies(images: ImageSet) -> ImageSet:
     """Return the images followed by a horizontally flipped copy of each, with " flipped" appended to its name."""
     labels, load = array("i", images.labels) * 2, WithFlippedCopies(images.load, len(images))
-    return ImageSet(images.classes, labels, WithFlipped(images.names), load, images.warned)
+    return ImageSet(images.classes, labels, WithCopies(images.names, [" flipped"]), load, images.warned)
+
+
+def with_cropped_copies(images: ImageSet, copies: int, area: tuple[float, float], seed: int) -> ImageSet:
+    """Return the images followed by random crops of each, with " cropped 1", " cropped 2" and so on in their names.
+
+    Args:
+        images: the images.
+        copies: number of crops of each image.
+        area: minimum and maximum fraction of the area that a crop covers.
+        seed: seed of the crops.
+    """
+    labels, load = array("i", images.labels) * (1 + copies), WithCroppedCopies(images.load, len(images), area, seed)
+    names = WithCopies(images.names, [f" cropped {copy}" for copy in range(1, copies + 1)])
+    return ImageSet(images.classes, labels, names, load, images.warned)

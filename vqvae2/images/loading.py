@@ -10,13 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vqvae2.errors import UserError
-from vqvae2.images.decode import Crop
+from vqvae2.images.decode import Crop, random_crop
 from vqvae2.images.image_sets import ImageSet
 from vqvae2.run.seeding import keyed_generator
 from vqvae2.run.stopping import ignore_stop_signals
 from vqvae2.training.order import Item
 
-WIDEST = 4 / 3  # largest aspect ratio of a random crop, relative to that of the target size
 MOST_REPLACED = 16  # unreadable images in a row before loading fails: the folder is then probably gone
 
 
@@ -84,9 +83,7 @@ class _Loaded(Dataset):
 def _crop(augmentation: Augmentation, item: Item) -> Crop | None:
     if augmentation.crop is None:
         return None
-    smallest, largest = augmentation.crop
-    area, ratio, x, y = _uniforms(augmentation, "crop", item, 4)
-    return Crop(smallest + area * (largest - smallest), WIDEST ** (2 * ratio - 1), x, y)
+    return random_crop(augmentation.crop, _uniforms(augmentation, "crop", item, 4))
 
 
 def _uniforms(augmentation: Augmentation, what: str, item: Item, count: int) -> list[float]:

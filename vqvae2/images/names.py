@@ -6,7 +6,6 @@ memory. Bytes and offsets are only read.
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -104,18 +103,19 @@ class Chosen(_Texts):
         return (self._names[i] for i in self._indices)
 
 
-class WithFlipped(_Texts):
-    """The names of images, followed by those of their flipped copies."""
+class WithCopies(_Texts):
+    """The names of images, followed by those of copies of all images, which end in one of `suffixes`."""
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], suffixes: Sequence[str]):
         self._names = names
+        self._suffixes = ("", *suffixes)
 
     def __len__(self) -> int:
-        return 2 * len(self._names)
+        return len(self._suffixes) * len(self._names)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         copy, original = divmod(range(len(self))[index], len(self._names))
-        return f"{self._names[original]} flipped" if copy else self._names[original]
+        return self._names[original] + self._suffixes[copy]
 
     def __iter__(self) -> Iterator[str]:
-        return chain(self._names, (f"{name} flipped" for name in self._names))
+        return (name + suffix for suffix in self._suffixes for name in self._names)

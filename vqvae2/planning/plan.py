@@ -155,7 +155,7 @@ def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> tup
     change = [] if fits else [encoding_remedy(lambda x: cost_of(x).peak, batch, limit, setting.processes)]
     rate = speed.rate / cost.operations * batch * setting.processes
     size = record_bytes(level_grids(config.autoencoder.levels, config.images.height_width))
-    images = setting.num_images and setting.num_images * (1 + stage2.flipped_copies)
+    images = setting.num_images and setting.num_images * stage2.copies
     column = {
         "images of a process in a pass": f"{batch}",
         "peak of a process": gib(cost.peak),

@@ -82,5 +82,5 @@ def overfitting(
     return (
         f"overfitting: {name} is {training[name]:.4g} in training but {held_out[name]:.4g} on held-out images, where "
         f"{best.value:.4g} at step {best.step} was better: the weights of step {best.step} would be exported; use more "
-        "images, dropout, horizontal_flip with stage2.flipped_copies, or fewer steps"
+        "images, dropout, copies (images.horizontal_flip, stage2.flipped_copies, stage2.cropped_copies) or fewer steps"
     )
