@@ -1,6 +1,7 @@
 """pipelines/plan.py: its table, what it says where a stage does not fit, and bad input."""
 
 import io
+import os
 import re
 import runpy
 import sys
@@ -89,10 +90,14 @@ def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On cpu, the share of a matrix product's rate is measured for each stage."""
+    """On cpu, the share of a matrix product's rate is measured for each stage, and loading takes time of the cores."""
+    monkeypatch.setattr("vqvae2.planning.plan._decoding", lambda config: {"drawn": 0.5})  # two seconds an image
     out = planned(monkeypatch, "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
     shares = re.findall(r"(\d+)% measured", out)
     assert len(shares) == 3 and "assumed" not in out
+    stage1, *priors = map(float, rows(out)["seconds a step"])
+    loading = 8 * 2 / (os.cpu_count() or 1)  # of a batch
+    assert loading < stage1 < loading + 1 and max(priors) < 1
 
 
 def test_speed_of_the_cpu_is_measured_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The plan of a run: a table of all stages, what it assumes, and what to change where a stage does not fit."""
 
+import os
 from typing import NamedTuple
 
 from vqvae2.benchmarks.data import decoding_rates
@@ -82,8 +83,9 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         cost = costs[bool(stage.checkpointing)]
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch, precision) if cpu else gpu_speed(stage, setting.device, precision)
-        if cpu:  # they share the cores
-            speed = speed._replace(peak=speed.peak / processes)
+        if cpu:  # processes and loader workers share the cores
+            loading = 1 / max(decoding.values()) / (os.cpu_count() or 1) if stage.name == "stage 1" else 0.0
+            speed = speed._replace(peak=speed.peak / processes, loading=loading)
         speeds.append(speed)
         columns[stage.name] = {
             **_memory(stage, costs, batch, setting),
@@ -122,7 +124,7 @@ def _time(
     stage: Stage, cost: TrainingCost, batch: int, speed: Speed, setting: Setting, decoding: dict[str, float]
 ) -> Column:
     train = stage.train
-    seconds = cost.step / speed.rate
+    seconds = cost.step / speed.rate + train.batch_size * speed.loading
     validations = -(-train.total_steps // train.validate_every)
     validation = cost.forward / batch * WINDOW_IMAGES / setting.processes / speed.rate
     rate = train.batch_size / seconds
@@ -153,7 +155,7 @@ def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> tup
     cost, limit = cost_of(batch), setting.limit
     fits = cost.peak <= limit
     change = [] if fits else [encoding_remedy(lambda x: cost_of(x).peak, batch, limit, setting.processes)]
-    rate = speed.rate / cost.operations * batch * setting.processes
+    rate = 1 / (cost.operations / batch / setting.processes / speed.rate + speed.loading)
     size = record_bytes(level_grids(config.autoencoder.levels, config.images.height_width))
     images = setting.num_images and setting.num_images * stage2.copies
     column = {

@@ -29,11 +29,13 @@ class Speed(NamedTuple):
         peak: operations per second of large matrix products.
         share: share of it that a training step reaches.
         measured: whether the share was measured; else it is assumed.
+        loading: seconds that loading an image takes from training, where both share the cores; else 0.
     """
 
     peak: float
     share: float
     measured: bool
+    loading: float = 0.0
 
     @property
     def rate(self) -> float:
