@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 
 def seconds_per_call(
-    ways: Mapping[str, Callable[[], object]], device: torch.device, repetitions: int, warm_up_calls: int = 2
+    ways: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repetitions: int,
+    warm_up_calls: int = 2,
+    statistic: Callable[[list[float]], float] = min,
 ) -> dict[str, float]:
-    """Seconds of the fastest call of each function, out of `repetitions` calls in alternation.
+    """Seconds of a call of each function, out of `repetitions` calls in alternation.
 
-    The minimum is used because other load on the machine only makes calls slower.
+    `statistic` reduces the seconds of its calls. The minimum compares functions, because other load on the machine
+    only makes calls slower; the median predicts how long many calls take.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for call in ways.values():
@@ -27,7 +32,7 @@ def seconds_per_call(
             call()
             _wait(device)
             seconds[name].append(time.perf_counter() - began)
-    return {name: min(values) for name, values in seconds.items()}
+    return {name: statistic(values) for name, values in seconds.items()}
 
 
 def update(loss: Tensor, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:

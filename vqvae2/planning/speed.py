@@ -1,5 +1,6 @@
 """Speed of a device: measured for cpu, else its peak times an assumed share."""
 
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ ASSUMED_ON_CPU = 0.6  # where one image is too much to measure; the low end of t
 MEASURED_OPERATIONS = 2e11  # at most, in a step that is timed: some seconds on two cores
 MEASURED_PARAMETERS = 1e8
 PRODUCT_SIDE = 2048
+TIMED_STEPS = 5
 CPU = torch.device("cpu")
 
 
@@ -79,6 +81,6 @@ def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int, precision: str
         if average:
             average.update(number, applied)
 
-    seconds = seconds_per_call({"step": step}, CPU, 2, warm_up_calls=1)["step"]
+    seconds = seconds_per_call({"step": step}, CPU, TIMED_STEPS, warm_up_calls=1, statistic=median)["step"]
     operations = stage.cost(images, 1, bool(stage.checkpointing), precision).step
     return Speed(peak, operations / seconds / peak, True)
