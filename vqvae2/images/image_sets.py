@@ -121,8 +121,7 @@ def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
 
 def with_flipped_copies(images: ImageSet) -> ImageSet:
     """Return the images followed by a horizontally flipped copy of each, with " flipped" appended to its name."""
-    labels, load = array("i", images.labels) * 2, WithFlippedCopies(images.load, len(images))
-    return ImageSet(images.classes, labels, WithCopies(images.names, [" flipped"]), load, images.warned)
+    return _with_copies(images, [" flipped"], WithFlippedCopies(images.load, len(images)))
 
 
 def with_cropped_copies(images: ImageSet, copies: int, area: tuple[float, float], seed: int) -> ImageSet:
@@ -134,6 +133,11 @@ def with_cropped_copies(images: ImageSet, copies: int, area: tuple[float, float]
         area: minimum and maximum fraction of the area that a crop covers.
         seed: seed of the crops.
     """
-    labels, load = array("i", images.labels) * (1 + copies), WithCroppedCopies(images.load, len(images), area, seed)
-    names = WithCopies(images.names, [f" cropped {copy}" for copy in range(1, copies + 1)])
-    return ImageSet(images.classes, labels, names, load, images.warned)
+    suffixes = [f" cropped {copy}" for copy in range(1, copies + 1)]
+    return _with_copies(images, suffixes, WithCroppedCopies(images.load, len(images), area, seed))
+
+
+def _with_copies(images: ImageSet, suffixes: list[str], load: Loader) -> ImageSet:
+    """The images, followed by a copy of all of them for each suffix of their names; `load` loads images and copies."""
+    labels = array("i", images.labels) * (1 + len(suffixes))
+    return ImageSet(images.classes, labels, WithCopies(images.names, suffixes), load, images.warned)
