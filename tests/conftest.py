@@ -107,9 +107,9 @@ def wait_until(holds: Callable[[], object], what: str, seconds: float = 120) -> 
         time.sleep(0.05)
 
 
-def launch(pipeline: str, *arguments: str, processes: int | None = None) -> str:
+def launch(pipeline: str, *arguments: str, processes: int | None = None, timeout: int = 240) -> str:
     """Run a pipeline in a subprocess as users do, assert that it succeeds, and return its standard output."""
-    result = call(pipeline, *arguments, processes=processes)
+    result = call(pipeline, *arguments, processes=processes, timeout=timeout)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

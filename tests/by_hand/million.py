@@ -3,11 +3,12 @@
     python -m tests.by_hand.million --counts 1000,100000,1000000 --folder /tmp/million
 
 makes the names with hard links to a few hundred small files, and prints a line of JSON for each measurement. `--parts`
-chooses among survey, again, start, workers and stage2; the last three need the survey. Each one runs in a process of
-its own, and the folder is removed at the end. Memory is read from /proc/PID/smaps in bytes by psutil: `private` (USS),
+chooses among survey, again, start, workers, stage2, pipelines and two_processes; start, workers and stage2 need the
+survey. Each one runs in a process of its own, and the folder is removed at the end. The last two parts run the scripts
+of stages 1 to 4, on one and two processes. Memory is read from /proc/PID/smaps in bytes by psutil: `private` (USS),
 `share` (PSS) and `resident` (RSS).
 
-The script uses only what earlier versions have as well, so that it measures them, too:
+The other parts use only what earlier versions have as well, so that they measure them, too:
 `PYTHONPATH=OLD python tests/by_hand/million.py ...`.
 """
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,12 +162,51 @@ def stage2(folder: Path, count: int) -> dict[str, Any]:
             "store_bytes": size, "peak_resident": peak}  # fmt: skip
 
 
-PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+def pipelines(folder: Path, count: int, processes: int | None = None) -> dict[str, Any]:
+    """Run stages 1 to 4 of a tiny model from the command line, the first one twice: with and without the survey.
+
+    All stages but the second take four steps.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests`; vqvae2 has been imported
+    from tests.conftest import launch, write_config
+
+    run_dir = folder / f"pipelines_{count}_{processes}"
+    images = {"source": "folder", "root": folder / f"pictures_{count}", "size": SIDE, "workers": WORKERS}
+    flags = [
+        "--config",
+        str(write_config(folder, run_dir)),
+        "--images.max_images",
+        "null",
+        "--stage2.batch_size",
+        "128",
+    ]
+    flags += [x for key, value in images.items() for x in (f"--images.{key}", str(value))]
+    stages = {
+        "first": ("stage1", []),
+        "second": ("stage1", ["--stage1.total_steps", "8"]),
+        "stage2": ("stage2", []),
+        "stage3": ("stage3", []),
+        "stage4": ("stage4", []),
+    }
+    seconds = {}
+    for name, (script, more) in stages.items():
+        begin = time.perf_counter()
+        launch(script, *flags, *more, processes=processes, timeout=7200)
+        seconds[name] = time.perf_counter() - begin
+    store = CodeStore(run_dir / "codes" / "train.lmdb")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    shutil.rmtree(run_dir)
+    return {"seconds": seconds, "records": len(store), "largest_process": peak}
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "survey": survey,
     "again": again,
     "start": start,
     "workers": workers,
     "stage2": stage2,
+    "pipelines": pipelines,
+    "two_processes": partial(pipelines, processes=2),
 }
 
 

@@ -104,7 +104,7 @@ def new_classifier(config: EvaluationConfig, height_width: tuple[int, int], num_
 
 
 def train_classifier(
-    classifier: Classifier,
+    new: Callable[[], Classifier],
     batches: Callable[[int], Iterator[LabelledBatch]],
     accuracy: Callable[[Classifier], float],
     config: EvaluationConfig,
@@ -116,7 +116,7 @@ def train_classifier(
     """Train a classifier to `config.classifier_steps`, resuming from its last checkpoint, and export it.
 
     Args:
-        classifier: a new classifier, on the device.
+        new: builds an untrained classifier; not called if the training has finished.
         batches: takes a step, returns an iterator over this process's parts of the global batches from that step on.
         accuracy: computes the accuracy of a classifier on held-out images.
         config: batch size and number of steps.
@@ -137,6 +137,7 @@ def train_classifier(
         log_every=max(1, steps // 40),
     )
     if finished_step(directory) < steps:
+        classifier = new().to(accelerator.device)
         objective = ClassifierObjective(classifier, config.batch_size, seed, flip)
         train(
             objective,
@@ -166,7 +167,9 @@ def load_classifier(directory: Path) -> Classifier:
     """
     made_by = "pipelines/evaluate.py"
     description = read_description(directory, made_by)
-    classifier = Classifier(**description["model"])
+    with torch.device("meta"):  # without drawing random weights
+        classifier = Classifier(**description["model"])
+    classifier.to_empty(device="cpu")
     weights = read_weights(directory, description, made_by)
     load_weights(classifier, weights, directory / "model.safetensors", "model.json")
     return classifier.eval().requires_grad_(False)

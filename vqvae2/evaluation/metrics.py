@@ -134,9 +134,7 @@ def trained_classifier(
     config, accelerator = subject.config, subject.accelerator
     accelerator.print(f"classifier trained on {name}: {num_images} images")
     return train_classifier(
-        new_classifier(config.evaluation, subject.trained.height_width, len(subject.classes), config.seed).to(
-            accelerator.device
-        ),
+        lambda: new_classifier(config.evaluation, subject.trained.height_width, len(subject.classes), config.seed),
         lambda step: iter(batches(subject.training_order(num_images, step))),
         lambda classifier: accuracy(subject, classifier),
         config.evaluation,

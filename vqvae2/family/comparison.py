@@ -8,11 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from vqvae2.config import as_dict, local_batch_size
-from vqvae2.evaluation.classifier import Classifier
 from vqvae2.evaluation.parts import found, part_dir
 from vqvae2.family.config import FamilyConfig
 from vqvae2.family.data import open_in_memory
-from vqvae2.family.evaluation import classifier_on, figures_of
+from vqvae2.family.evaluation import Judge, classifier_on, figures_of
 from vqvae2.family.page import write_page
 from vqvae2.family.training import build_member, finished_models, load_member, model_dir, train_member
 from vqvae2.images.image_sets import Splits
@@ -46,9 +45,9 @@ def compare(config: FamilyConfig) -> Path:
         train_member(name, config, splits, accelerator)
     evaluation = Path(config.run_dir) / "evaluation"
     with locked_by_main(evaluation, accelerator):
-        classifier = _real_classifier(config, splits, accelerator) if splits.train.classes else None
+        judge = _judge(config, splits, accelerator) if splits.train.classes else None
         finished = finished_models(config)
-        figures = {name: _evaluated(name, config, splits, classifier, accelerator) for name in finished}
+        figures = {name: _evaluated(name, config, splits, judge, accelerator) for name in finished}
         with refusals_reach_all(accelerator):
             if accelerator.is_main_process:
                 comparison = {"models": figures, "configuration": as_dict(config)}
@@ -69,14 +68,15 @@ def _inputs(config: FamilyConfig) -> dict[str, Any]:
     return inputs
 
 
-def _real_classifier(config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> Classifier:
+def _judge(config: FamilyConfig, splits: Splits, accelerator: Accelerator) -> Judge:
     """The classifier trained on the training images, whose features the Frechet distances are computed in."""
     directory = part_dir(Path(config.run_dir) / "evaluation", "classifier_real", _inputs(config), accelerator)
-    return classifier_on(splits.train, splits, config, directory, accelerator).classifier
+    classifier = classifier_on(splits.train, splits, config, directory, accelerator).classifier
+    return Judge(classifier, config, splits, accelerator)
 
 
 def _evaluated(
-    name: str, config: FamilyConfig, splits: Splits, classifier: Classifier | None, accelerator: Accelerator
+    name: str, config: FamilyConfig, splits: Splits, judge: Judge | None, accelerator: Accelerator
 ) -> dict[str, Any]:
     """The figures of a model, computed or read from its folder."""
     description = read_description(model_dir(config, name), "pipelines/compare.py")
@@ -92,6 +92,6 @@ def _evaluated(
         accelerator.print(f"evaluating {name}")
         member = load_member(name, config, splits).to(accelerator.device)
         with torch.no_grad():
-            return figures_of(member, name, config, splits, classifier, directory, accelerator)
+            return figures_of(member, name, config, splits, judge, directory, accelerator)
 
     return {**found(directory, compute, accelerator), "steps": description["step"]}

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,28 @@ ACTIVE_VARIANCE = 0.01  # smallest variance of the posterior mean of an active u
 MEANS = ("reconstruction_mse", "distortion", "rate", "bound", "exchange_loss")  # the last four in nats per image
 
 
+@dataclass
+class Judge:
+    """The classifier that judges samples, and its features of training images, which are the same for all models."""
+
+    classifier: Classifier
+    config: FamilyConfig
+    splits: Splits
+    accelerator: Accelerator
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        """Features (N, F) of at most `num_samples` training images, from all processes together."""
+        window = validation_window(len(self.splits.train), self.config.evaluation.num_samples)
+        return see(self.classifier, self.splits.train, window, self.config, self.accelerator).features
+
+
 def figures_of(
     member: Member,
     name: str,
     config: FamilyConfig,
     splits: Splits,
-    classifier: Classifier | None,
+    judge: Judge | None,
     directory: Path,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
@@ -44,15 +62,11 @@ def figures_of(
     found = {**nats(member, config, splits, accelerator), **units(member, config, splits, accelerator)}
     samples = draw_samples(member, config, splits, accelerator)
     fid = cas = recognised = None
-    if classifier is not None:
-        real = validation_window(len(splits.train), config.evaluation.num_samples)
-        features = [
-            see(classifier, images, window, config, accelerator)
-            for images, window in ((samples, list(range(len(samples)))), (splits.train, real))
-        ]
-        fid = frechet_distance(features[0].features, features[1].features)
+    if judge is not None:
+        seen = see(judge.classifier, samples, list(range(len(samples))), config, accelerator)
+        fid = frechet_distance(seen.features, judge.real_features)
         if member.conditional:
-            told = features[0].logits.argmax(1) == torch.tensor(samples.labels)
+            told = seen.logits.argmax(1) == torch.tensor(samples.labels)
             recognised = told.double().mean().item()
             with torch.enable_grad():
                 cas = classifier_on(samples, splits, config, directory / "classifier_samples", accelerator).accuracy
@@ -173,9 +187,8 @@ def classifier_on(
         return (seen.logits.argmax(1) == labels).double().mean().item()
 
     make_dir(directory)
-    new = new_classifier(config.evaluation, config.images.height_width, len(images.classes), config.seed)
     return train_classifier(
-        new.to(accelerator.device),
+        lambda: new_classifier(config.evaluation, config.images.height_width, len(images.classes), config.seed),
         lambda step: iter(batches(step)),
         accuracy,
         config.evaluation,
