@@ -16,11 +16,12 @@
 #SBATCH --open-mode=append
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
+export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}  # another one for each job of a node
 
 # --wait: if a task is killed, the others, which may wait for it, get SIGTERM after 30 seconds, and SIGKILL after
-# KillWait of slurm.conf, 30 seconds by default.
-srun --wait=30 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python "$@"' _ "$@"
+# KillWait of slurm.conf, 30 seconds by default. --cpus-per-task: srun of Slurm 22.05 to 23.02 does not take it over
+# from sbatch.
+srun --wait=30 ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python "$@"' _ "$@"
 code=$?
 # srun ends with the highest code of its tasks: 75 was stopped, 130 interrupted from the keyboard, and more than 130
 # ended by a signal, such as 137 by SIGKILL. SLURM_RESTART_COUNT counts all restarts of the job, not set at first.

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from tests.conftest import ROOT, refusal, write_config
 from vqvae2.planning.cost import encoding_cost
-from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device
+from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device, usable_memory
 from vqvae2.planning.fake import without_memory
 from vqvae2.planning.plan import FILES
 from vqvae2.planning.remedies import encoding_remedy, remedy
@@ -76,6 +76,14 @@ def test_the_default_device_has_the_name_and_the_memory(
 def test_processes_of_one_machine_share_its_memory() -> None:
     assert device_called("cpu", 2).memory_gib == device_called("cpu").memory_gib / 2
     assert device_called("a100", 2) == device_called("a100")
+
+
+def test_the_memory_of_a_container_is_that_of_its_limit(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    whole = usable_memory(limit)  # there is no such file
+    for content, usable in (("max\n", whole), (f"{2**30}\n", 2**30), (f"{2**60}\n", whole)):
+        limit.write_text(content)
+        assert usable_memory(limit) == usable
 
 
 def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,22 @@ import pytest
 from vqvae2.errors import UserError
 from vqvae2.run import launch, nodes
 from vqvae2.run.launch import refusals_reach_all
-from vqvae2.run.nodes import check_same_file, compare_environments
+from vqvae2.run.nodes import check_same_file, check_same_view, compare_environments
 
+PATTERNS = ("model.json", "checkpoints/step_*/*")
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.14.1", "git_commit": "abc", "host": "a", "device": "GPU of 80 GB"}
 OTHER = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False)
+
+
+def main_process_sends(monkeypatch: pytest.MonkeyPatch, content: object) -> None:
+    """Make this process one of several, whose main process has sent its host and `content`."""
+
+    def receive(values: list) -> None:
+        values[0] = ("main-host", content)
+
+    monkeypatch.setattr(nodes, "broadcast_object_list", receive)
+    monkeypatch.setattr(nodes, "refusals_reach_all", lambda state: nullcontext())
+    monkeypatch.setattr(nodes, "VISIBLE_WITHIN_SECONDS", 0.2)
 
 
 def test_other_versions_are_refused() -> None:
@@ -32,6 +44,13 @@ def test_other_devices_are_warned_of_once_a_host() -> None:
     assert "host b has GPU of 24 GB" in warning and "host a GPU of 80 GB" in warning
 
 
+def test_an_unknown_commit_is_not_another_commit() -> None:
+    """A node without git, or with a slow disk, cannot tell the commit; a library that it lacks is refused."""
+    assert compare_environments([ENVIRONMENT, ENVIRONMENT | {"git_commit": None, "host": "b"}]) == []
+    with pytest.raises(UserError, match="torch is"):
+        compare_environments([ENVIRONMENT, ENVIRONMENT | {"torch": None, "host": "b"}])
+
+
 @pytest.mark.parametrize("content", [None, "of another run"])
 def test_a_folder_that_is_not_shared_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
@@ -41,16 +60,26 @@ def test_a_folder_that_is_not_shared_is_refused(
     if content:
         path.write_text(content)
 
-    def receive(values: list) -> None:
-        values[0] = ("main-host", "of this run")
-
-    monkeypatch.setattr(nodes, "broadcast_object_list", receive)
-    monkeypatch.setattr(nodes, "refusals_reach_all", lambda state: nullcontext())
-    monkeypatch.setattr(nodes, "VISIBLE_WITHIN_SECONDS", 0.2)
+    main_process_sends(monkeypatch, "of this run")
     with pytest.raises(UserError, match=rf"on host {socket.gethostname()} than on host main-host: put run_dir on"):
         check_same_file(path, "", OTHER)
     path.write_text("of this run")
     check_same_file(path, "", OTHER)
+
+
+def test_processes_that_see_other_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node with a disk of its own would otherwise begin from the start, or wait for the others forever."""
+    main_process_sends(monkeypatch, [("checkpoints/step_00000002/manifest.json", 5), ("model.json", 2)])
+    (tmp_path / "checkpoints" / "step_00000002").mkdir(parents=True)
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "lock").write_text("is not compared")
+    for manifest in (None, "1234"):
+        if manifest:
+            (tmp_path / "checkpoints" / "step_00000002" / "manifest.json").write_text(manifest)
+        with pytest.raises(UserError, match="than on host main-host: put run_dir on"):
+            check_same_view(tmp_path, PATTERNS, OTHER)
+    (tmp_path / "checkpoints" / "step_00000002" / "manifest.json").write_text("12345")
+    check_same_view(tmp_path, PATTERNS, OTHER)
 
 
 @pytest.mark.parametrize("host", ["b", socket.gethostname()])

@@ -233,7 +233,7 @@ def fake_slurm(folder: Path, srun: str) -> dict[str, str]:
     for name, content in (("srun", srun), ("scontrol", FAKE_SCONTROL)):
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "17"}
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "8"}
     slurm |= {"REQUEUED": str(folder / "requeued"), "ARGUMENTS": str(folder / "arguments")}
     return {**slurm, "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -255,6 +255,7 @@ def test_slurm_script_requeues_a_stopped_job(tmp_path: Path, endless: list[str])
     assert f"stopped by SIGUSR1 and saved at step {step}" in errors
     (wait,) = re.findall(r"--wait=(\d+)", (tmp_path / "arguments").read_text())
     assert int(wait) + KILL_WAIT <= 60
+    assert "--cpus-per-task=8" in (tmp_path / "arguments").read_text()  # some versions of srun do not know it otherwise
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def test_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_00000004"]
 
 
+def test_what_killed_processes_have_left_is_removed_by_the_next_save(tmp_path: Path) -> None:
+    """Training may never save at the step of an unfinished checkpoint again, which can take up many gigabytes."""
+    for step in (2, 3):
+        save_checkpoint(tmp_path, checkpoint(step))
+        (tmp_path / f"step_{step:08d}").rename(tmp_path / f".step_{step:08d}.partial")
+    save_checkpoint(tmp_path, checkpoint(10))
+    assert names(tmp_path) == ["step_00000010"]
+
+
 def test_failed_write_keeps_the_former_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk raises a UserError; the earlier checkpoints are kept and no partial one remains."""
     for step in (2, 3):

@@ -162,6 +162,14 @@ def test_checksum_sees_any_change_of_one_element() -> None:
     assert checksum(torch.tensor(True)) != checksum(torch.tensor(False))
 
 
+def test_checksum_sees_changes_whose_sum_is_zero() -> None:
+    """Elements that change places, and a last bit up in one element and down in another."""
+    x = torch.tensor([1.0, 2.0, 3.0])
+    assert checksum(x) != checksum(x.flip(0))
+    up, down = torch.nextafter(x[0], torch.tensor(9.0)), torch.nextafter(x[2], torch.tensor(0.0))
+    assert checksum(x) != checksum(torch.stack([up, x[1], down]))
+
+
 def test_a_stop_signal_leaves_time_to_save(folder: Path) -> None:
     """With 20 s steps, 1 GB/s and slow hashing, 20 GB are saved within 90 s of a signal to one process, in scale."""
     assert (folder / "stopped0").exists() and (folder / "stopped1").exists()

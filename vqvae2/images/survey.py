@@ -32,6 +32,7 @@ from vqvae2.images.survey_summary import describe
 from vqvae2.images.survey_work import BATCH, from_main, look_at, main_first, merged, part_of
 from vqvae2.run.directory import recorded_configuration, stage_dir
 from vqvae2.run.launch import ALONE, Together, refusals_reach_all
+from vqvae2.run.nodes import check_same_view
 
 CHANGED = -1  # place of a file that the former survey lacks or that has changed
 
@@ -89,9 +90,10 @@ def open_surveyed(config: Config, accelerator: Accelerator) -> Splits:
     All processes make the survey, and then read it; the main process is the first, since it may have to download.
     """
     images, run_dir, show = config.images, Path(config.run_dir), accelerator.is_main_process
-    if not recorded_configuration(stage_dir(config.run_dir, 1)):
+    if from_main(lambda: not recorded_configuration(stage_dir(config.run_dir, 1)), accelerator):
         for survey, record in _survey_all(images, run_dir, accelerator):
             accelerator.print("\n".join(describe(survey, images, record)), flush=True)
+            check_same_view(record.parent, [record.name], accelerator)  # or another node would check all files alone
     look, sift = surveyor(images, run_dir, show), row_surveyor(images, run_dir, show)
     splits = main_first(lambda: open_images(images, config.seed, look, sift), accelerator)
     with refusals_reach_all(accelerator):

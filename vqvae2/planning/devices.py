@@ -1,6 +1,7 @@
 """Peak speed and memory of devices."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -40,17 +41,30 @@ OTHERS = ("h100pcie", "h100nvl", "h200nvl", "gh200", "rtx4090d")
 
 
 def device_called(name: str, processes: int = 1) -> Device:
-    """The device of a name; for cpu, the share of this machine's memory that each of the processes has.
+    """The device of a name; for cpu, the share of the usable memory that each of the processes has.
 
     Raises:
         UserError: the name is unknown.
     """
     if name == "cpu":
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        return Device(memory / processes, 0, 0, 0, "measured on this machine")
+        return Device(usable_memory() / 2**30 / processes, 0, 0, 0, "measured on this machine")
     if name not in GPUS:
         raise UserError(f"device: {name!r} is not valid: use one of {', '.join(NAMES)}")
     return GPUS[name]
+
+
+def usable_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory of this machine, or of the container that this process runs in (cgroup v2) if that has less."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(memory, int(limit.read_text()))
+    except (OSError, ValueError):  # another system, or "max"
+        return memory
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_device() -> str:

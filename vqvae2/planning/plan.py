@@ -1,6 +1,5 @@
 """The plan of a run: a table of all stages, what it assumes, and what to change where a stage does not fit."""
 
-import os
 from typing import NamedTuple
 
 from vqvae2.benchmarks.data import decoding_rates
@@ -10,7 +9,7 @@ from vqvae2.errors import UserError
 from vqvae2.images.shapes import CLASSES
 from vqvae2.images.sources import SHAPES_TRAIN, DrawnShapes
 from vqvae2.planning.cost import EncodingCost, TrainingCost, encoding_cost
-from vqvae2.planning.devices import USABLE, Device, device_called
+from vqvae2.planning.devices import USABLE, Device, device_called, usable_cores
 from vqvae2.planning.fake import without_memory
 from vqvae2.planning.remedies import encoding_remedy, remedy
 from vqvae2.planning.sizes import checkpoint_disk_bytes, record_bytes, sample_bytes
@@ -84,7 +83,7 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch, precision) if cpu else gpu_speed(stage, setting.device, precision)
         if cpu:  # processes and loader workers share the cores
-            loading = 1 / max(decoding.values()) / (os.cpu_count() or 1) if stage.name == "stage 1" else 0.0
+            loading = 1 / max(decoding.values()) / usable_cores() if stage.name == "stage 1" else 0.0
             speed = speed._replace(peak=speed.peak / processes, loading=loading)
         speeds.append(speed)
         columns[stage.name] = {

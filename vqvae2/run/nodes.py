@@ -2,9 +2,10 @@
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -13,6 +14,8 @@ from vqvae2.run.launch import Together, refusals_reach_all
 
 VISIBLE_WITHIN_SECONDS = 30.0  # a network file system may show changes of other nodes late
 MAY_DIFFER = ("host", "device")
+
+T = TypeVar("T")
 
 
 def check_same_file(path: Path, content: str, state: Together) -> None:
@@ -30,18 +33,47 @@ def check_same_file(path: Path, content: str, state: Together) -> None:
     """
     if state.num_processes == 1:
         return
-    written = [(socket.gethostname(), content)]
-    broadcast_object_list(written)
-    host, content = written[0]
+    _wait_for_main(path.parent, content, lambda: _content(path), state)
+
+
+def check_same_view(directory: Path, patterns: Sequence[str], state: Together) -> None:
+    """Check that all processes see the same files in a directory, before each of them decides what is left to do.
+
+    Args:
+        directory: the directory, which need not exist.
+        patterns: which files, relative to the directory; their names and sizes are compared.
+        state: all processes call this function together.
+
+    Raises:
+        UserError: they do not; names the hosts.
+    """
+    if state.num_processes > 1:
+        _wait_for_main(directory, _view(directory, patterns), lambda: _view(directory, patterns), state)
+
+
+def _wait_for_main(directory: Path, mine: T, seen: Callable[[], T | None], state: Together) -> None:
+    """Wait until each process sees in a directory what the main process has; `mine` counts on that process alone."""
+    sent = [(socket.gethostname(), mine)]
+    broadcast_object_list(sent)
+    host, wanted = sent[0]
     with refusals_reach_all(state):
         deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-        while not state.is_main_process and _content(path) != content:
+        while not state.is_main_process and seen() != wanted:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{path.parent}: another folder on host {socket.gethostname()} than on host {host}: put run_dir "
+                    f"{directory}: another folder on host {socket.gethostname()} than on host {host}: put run_dir "
                     "on a file system that all nodes share, and start all processes in the same working directory"
                 )
             time.sleep(0.1)
+
+
+def _view(directory: Path, patterns: Sequence[str]) -> list[tuple[str, int]]:
+    """Names and sizes of files. Looking at a file also makes a network file system ask for its current state."""
+    found = []
+    for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
+        with suppress(FileNotFoundError):
+            found.append((str(path.relative_to(directory)), path.stat().st_size))
+    return found
 
 
 def _content(path: Path) -> str | None:
@@ -77,7 +109,8 @@ def compare_environments(everyone: Sequence[dict[str, Any]]) -> list[str]:
     warnings = {}
     for other in others:
         for name in (x for x in first if x not in MAY_DIFFER):
-            if first[name] != other[name]:
+            unknown = name == "git_commit" and None in (first[name], other[name])  # no git there, or a slow disk
+            if first[name] != other[name] and not unknown:
                 raise UserError(
                     f"{name} is {first[name]} on host {first['host']}, but {other[name]} on host {other['host']}: "
                     "use the same versions on all nodes"

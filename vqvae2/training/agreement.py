@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from vqvae2.run.stopping import StopRequests
 
 AGREE_SECONDS = 2.0  # between two checks, or one step if it is longer
-MOST_STEPS = 100  # between two checks, so that steps that suddenly take longer do not use up the notice
+MOST_STEPS = 20  # between two checks, so that steps of 20 ms that suddenly take 1 s leave most of a notice of 90 s
 
 
 class Agreement:

@@ -14,9 +14,11 @@ from vqvae2.run.directory import compare_configuration, record_configuration, wr
 from vqvae2.run.environment import describe_environment
 from vqvae2.run.launch import refusals_reach_all, start_trackers
 from vqvae2.run.lock import locked_by_main
-from vqvae2.run.nodes import check_environments
+from vqvae2.run.nodes import check_environments, check_same_view
 from vqvae2.training.checkpoints import newest_step
 from vqvae2.training.loop import finished_step
+
+STATE = ("config.yaml", "model.json", "model.safetensors", "checkpoints/step_*/*")  # what a stage goes on from
 
 
 def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig, accelerator: Accelerator) -> bool:
@@ -33,8 +35,9 @@ def begin_training(directory: Path, sections: dict[str, Any], train: TrainConfig
 
     Raises:
         UserError: a value that must stay the same has changed, or a checkpoint is newer than `total_steps`, or
-            those of a finished stage are missing.
+            those of a finished stage are missing, or the processes do not share the directory.
     """
+    check_same_view(directory, STATE, accelerator)
     finished = finished_step(directory)
     for note in compare_configuration(directory, sections):
         accelerator.print(f"{directory.name}: {note}")

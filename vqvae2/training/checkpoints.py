@@ -54,7 +54,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, together: Together 
     try:
         with refusals_reach_all(together), writing(beside):
             if main:
-                shutil.rmtree(beside, ignore_errors=True)
+                for unfinished in directory.glob(".step_*.partial"):  # of a process that was killed
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 beside.mkdir(parents=True)
         written: dict[str, str] = {}
         with refusals_reach_all(together), writing(beside):

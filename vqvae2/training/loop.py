@@ -266,8 +266,10 @@ def _everywhere(flag: Tensor, accelerator: Accelerator) -> Tensor:
 def _stop_if_bad(first_bad_step: Tensor, directory: Path) -> None:
     bad = first_bad_step.item()
     if math.isfinite(bad):
-        raise UserError(
+        error = UserError(
             f"step {int(bad)}: the loss or its gradient is not finite; the update was skipped and training stops. "
             f"The checkpoints in {directory / 'checkpoints'} precede this step: run the same command again with a "
             "lower learning_rate, a smaller gradient_clip, or mixed_precision no"
         )
+        error.reaches_all = True  # the flag is the same on all processes
+        raise error

@@ -14,8 +14,13 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 def checksum(x: Tensor) -> Tensor:
-    """Sum of the bits of all elements, read as integers: int64 scalar. A change of a single element changes it."""
-    return x.detach().view(INTEGERS[x.element_size()]).sum(dtype=torch.int64)
+    """Sum of the bits of all elements, read as integers and weighted with 1, 3, 5, ...: int64 scalar.
+
+    A change of a single element changes it, since odd weights are invertible modulo 2^64, and so do elements that
+    change places or that move by the same amount in opposite directions.
+    """
+    bits = x.detach().view(INTEGERS[x.element_size()]).flatten().long()  # (N,), in the order of the dimensions
+    return (bits * torch.arange(1, 2 * len(bits), 2, device=x.device)).sum()
 
 
 def compare_replicas(step: int, tensors: dict[str, Tensor], accelerator: Accelerator) -> None:
