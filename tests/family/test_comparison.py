@@ -13,6 +13,7 @@ from tests.conftest import ROOT, made_once, refusal
 from tests.family.small import CONFIG, build, stripes
 from vqvae2.config import EvaluationConfig, ImagesConfig, TrainConfig
 from vqvae2.errors import UserError
+from vqvae2.family import comparison
 from vqvae2.family.checks import check_family
 from vqvae2.family.comparison import compare
 from vqvae2.family.config import FamilyConfig
@@ -81,6 +82,12 @@ def copied(compared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(compared, tmp_path / "run")
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page, which takes longer than the rest, in tests of the figures."""
+    monkeypatch.setattr(comparison, "write_page", lambda *_: None)
+
+
 def test_the_table_has_every_figure_that_a_model_defines(compared: Path):
     models = json.loads((compared / "comparison.json").read_text())["models"]
     assert list(models) == ["autoencoder", "cvae", "vqvae"]
@@ -107,6 +114,7 @@ def test_the_page_has_a_row_and_pictures_for_each_model(compared: Path):
     assert "http" not in page.replace("http://www.w3.org", "")  # loads nothing
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_second_call_trains_and_computes_nothing(images: ImagesConfig, copied: Path, capsys: pytest.CaptureFixture):
     def times() -> dict[Path, int]:
         return {x: x.stat().st_mtime_ns for part in ("models", "evaluation") for x in (copied / part).rglob("*.json")
@@ -118,7 +126,7 @@ def test_a_second_call_trains_and_computes_nothing(images: ImagesConfig, copied:
 
 
 def test_an_interrupted_model_ends_with_the_same_figures(
-    images: ImagesConfig, compared: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    images: ImagesConfig, compared: Path, copied: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ):
     """A comparison that is stopped in step 3 goes on from the checkpoint of step 2."""
 
@@ -130,11 +138,10 @@ def test_an_interrupted_model_ends_with_the_same_figures(
     for part in ("models", "evaluation"):
         shutil.rmtree(copied / part / "vqvae")
     end_step = VQVAE.end_step
-    monkeypatch.setattr(VQVAE, "end_step", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(VQVAE, "end_step", stopped)
         compare(config(copied, images, "vqvae"))
     assert [x.name for x in (copied / "models" / "vqvae" / "checkpoints").iterdir()] == ["step_00000002"]
-    monkeypatch.undo()
     compare(config(copied, images, "vqvae"))
     whole, resumed = (json.loads((x / "comparison.json").read_text())["models"] for x in (compared, copied))
     assert {**resumed["vqvae"], "seconds": 0} == {**whole["vqvae"], "seconds": 0}
@@ -156,6 +163,7 @@ def test_models_of_another_configuration_are_not_mixed(images: ImagesConfig, com
         assert (compared / "evaluation" / "vqvae" / "figures.json").exists()
 
 
+@pytest.mark.usefixtures("no_page")
 def test_the_closed_form_and_the_bound_can_be_continued(
     images: ImagesConfig, copied: Path, capsys: pytest.CaptureFixture
 ):
