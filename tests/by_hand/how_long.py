@@ -3,8 +3,8 @@
     python -m tests.by_hand.how_long --config configs/leaves256.yaml --like runs/leaves256 --folder runs/how_long
 
 Every time is a run of its own, with schedules that end with it. The numbers of steps follow from the speed of the
-stages of the run `--like` on the same machine. A finished run is not trained again. Writes how_long.png and
-how_long.md into the folder.
+stages of the run `--like` on the same machine, such as one of plan_time.py. A finished run is not trained again. Writes
+how_long.png and how_long.md into the folder.
 """
 
 import json
