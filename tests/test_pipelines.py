@@ -232,6 +232,17 @@ def test_stage_2_writes_cropped_and_flipped_copies(tiny_run, tmp_path):
     assert "a.png cropped 2 flipped" in message and "a.png cropped 5" in message
 
 
+def test_training_does_not_wait_for_the_compiler(tiny_run, tmp_path, monkeypatch):
+    """Importing torch._dynamo takes two seconds; PyTorch's optimizers and Accelerate would do it at the first step."""
+    config, run_dir = tiny_run
+    shutil.copytree(run_dir / "codes", tmp_path / "run" / "codes")
+    shutil.copytree(run_dir / "stage1", tmp_path / "run" / "stage1")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # prints each module that is imported
+    result = call("stage3", "--config", str(config), "--run_dir", str(tmp_path / "run"))
+    assert result.returncode == 0 and "torch.optim.adam\n" in result.stderr, result.stderr[-1000:]
+    assert "torch._dynamo" not in result.stderr
+
+
 def test_lost_weights_are_exported_again(tiny_run, tmp_path):
     """A finished stage without its weights file exports it again from the last checkpoint."""
     config, run_dir = tiny_run

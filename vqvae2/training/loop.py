@@ -99,7 +99,8 @@ def train(
         accelerator.print(f"going on from step {first_step}")
     del checkpoint  # its files stay open, and on the disk, as long as its tensors are referenced
     compiled = torch.compile(module) if config.compile else module
-    model, optimiser = accelerator.prepare(compiled, optimiser)
+    # The state of the optimizer is on the device already, and moving it would import torch._dynamo, as in muon.py.
+    model, optimiser = accelerator.prepare(compiled, optimiser, device_placement=[True, False])
     first_bad_step = torch.full((), torch.inf, device=accelerator.device)
     with refusals_reach_all(accelerator):
         log = MetricsLog(directory / "metrics.jsonl", first_step) if accelerator.is_main_process else None

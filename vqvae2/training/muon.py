@@ -1,5 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for weight matrices, Adam for all other parameters."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,12 @@ from torch import Tensor
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 4  # with 5, singular values are closer to 1, but priors learned less in the same time
+
+
+# PyTorch keeps these methods out of compiled graphs by decorators that import torch._dynamo when they are first called,
+# which takes two seconds of the start of every stage. No optimizer is compiled here.
+_add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+_adam_step = inspect.unwrap(torch.optim.Adam.step)
 
 
 class MuonAdam(torch.optim.Adam):
@@ -22,6 +29,9 @@ class MuonAdam(torch.optim.Adam):
         """Leave out Adam's conversion of what early versions of PyTorch saved: it expects Adam's state everywhere."""
         torch.optim.Optimizer.__setstate__(self, state)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _add_param_group(self, param_group)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters; like fused Adam, skip the update where the attribute `found_inf` is nonzero."""
@@ -30,7 +40,7 @@ class MuonAdam(torch.optim.Adam):
         matrices = [(p, p.grad, group["lr"]) for group in by_muon for p in group["params"] if p.grad is not None]
         for p, _, _ in matrices:
             p.grad = None  # Adam's step leaves out parameters without a gradient
-        result = super().step(closure)
+        result = _adam_step(self, closure)
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = {}
         for p, gradient, rate in matrices:
             by_shape.setdefault((len(p), p.numel() // len(p)), []).append((p, gradient, rate))
