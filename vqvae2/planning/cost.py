@@ -35,7 +35,8 @@ class TrainingCost(NamedTuple):
         num_parameters: number of parameters.
         parameters, gradients, optimiser, average, best: bytes of each.
         activations: bytes at the end of the forward pass in addition to those before it.
-        peak: largest number of bytes of a step. Gradients grow while activations are freed, so it is less than the sum.
+        peak: largest number of bytes of a step. It can be less than the sum, since gradients grow while activations are
+            freed, or more, since the backward pass has temporary tensors.
         share: optimizer state, averages and best weights of the process that keeps most of them, if they are sharded.
         forward: operations of one forward pass.
         step: operations of an optimizer step, with all accumulation steps.
