@@ -63,9 +63,9 @@ def test_a_second_run_changes_nothing(tiny_run):
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.rglob("*model.*")}
 
 
-def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run):
+def test_sample_writes_images_that_depend_on_their_own_index_alone(tiny_run, tmp_path):
     """sample.py writes one PNG per image and an image grid; the first images are the same if more are requested."""
-    _, run_dir = tiny_run
+    run_dir = shutil.copytree(tiny_run[1], tmp_path / "run")
     arguments = ("--run_dir", str(run_dir), "--label", "star", "--top_p", "0.9", "--batch_size", "2", "--seed", "5")
     launch("sample", *arguments, "--num_images", "2")
     first = {x.name: np.array(Image.open(x)) for x in (run_dir / "samples").glob("seed5*.png")}
@@ -121,7 +121,7 @@ def test_two_processes_make_the_run_of_one(tiny_run, on_two_processes):
 
 def test_sample_begins_from_an_image(tiny_run, tmp_path):
     """--complete and --resample write separate samples; invalid values and combinations of flags are rejected."""
-    _, run_dir = tiny_run
+    run_dir = shutil.copytree(tiny_run[1], tmp_path / "run")
     picture = tmp_path / "cat, asleep.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(picture)
     mask = tmp_path / "mask.png"
