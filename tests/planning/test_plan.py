@@ -1,7 +1,6 @@
 """pipelines/plan.py: its table, what it says where a stage does not fit, and bad input."""
 
 import io
-import os
 import re
 import runpy
 import sys
@@ -16,7 +15,7 @@ from accelerate import PartialState
 
 from tests.conftest import ROOT, refusal, write_config
 from vqvae2.planning.cost import encoding_cost
-from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device, usable_memory
+from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device, usable_cores, usable_memory
 from vqvae2.planning.fake import without_memory
 from vqvae2.planning.plan import FILES
 from vqvae2.planning.remedies import encoding_remedy, remedy
@@ -104,7 +103,7 @@ def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     shares = re.findall(r"(\d+)% measured", out)
     assert len(shares) == 3 and "assumed" not in out
     stage1, *priors = map(float, rows(out)["seconds a step"])
-    loading = 8 * 2 / (os.cpu_count() or 1)  # of a batch
+    loading = 8 * 2 / usable_cores()  # of a batch
     assert loading < stage1 < loading + 1 and max(priors) < 1
 
 

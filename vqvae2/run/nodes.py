@@ -68,7 +68,7 @@ def _wait_for_main(directory: Path, mine: T, seen: Callable[[], T | None], state
 
 
 def _view(directory: Path, patterns: Sequence[str]) -> list[tuple[str, int]]:
-    """Names and sizes of files. Looking at a file also makes a network file system ask for its current state."""
+    """Relative names and sizes of the files that match the patterns."""
     found = []
     for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
         with suppress(FileNotFoundError):
