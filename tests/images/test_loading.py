@@ -1,7 +1,9 @@
 """Loading batches of images, with and without worker processes."""
 
 import itertools
+import multiprocessing
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from vqvae2.images.decode import Crop, to_tensor
 from vqvae2.images.image_sets import ImageSet
 from vqvae2.images.loading import Augmentation, ImageBatch, load_batches
 from vqvae2.images.sources import open_images
+from vqvae2.run import stopping
 from vqvae2.training.order import Item, StepOrder, in_order
 
 
@@ -147,6 +150,21 @@ def test_workers_ignore_the_signals_to_stop(images: ImageSet, workers: int):
     """Sent to all processes, as by a terminal, they are for the process that saves; it ends its workers itself."""
     batch = next(load_batches(replace(images, load=signals_ignored), in_order([0, 1], 2), workers))
     assert (batch.images == workers).all()
+
+
+def ends_with_a_worker(images: ImageSet) -> None:
+    """End a process that has not finished loading as Python does, and wait for the signals of the ended workers."""
+    batches = load_batches(images, in_order(range(6), 2), 1)
+    next(batches)
+    stopping._end_workers()
+    time.sleep(0.5)
+
+
+def test_workers_that_are_left_are_no_error(images: ImageSet):
+    process = multiprocessing.get_context("fork").Process(target=ends_with_a_worker, args=(images,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_folder_that_is_gone_ends_the_loading(tmp_path: Path):

@@ -62,7 +62,11 @@ def ignore_stop_signals(worker: int) -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    """Kill loader workers that are left: multiprocessing would send them SIGTERM, and wait forever."""
+    """Kill loader workers that are left: multiprocessing would send them SIGTERM, and wait forever.
+
+    PyTorch's handler of SIGCHLD would report each of them as a worker that failed.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
