@@ -60,36 +60,58 @@ def figures(directory: Path, split: str, name: str) -> list[float]:
     return [line[name] for line in lines if line["split"] == split and name in line]
 
 
-def sections_of(config: dict, run_dir: Path) -> dict[str, tuple[str, dict, Path]]:
-    """For each stage that trains: the flags' section, its settings and its directory; stage 4: the next level."""
-    top, finer = list(config["priors"])[:2]
-    return {
-        "stage1": ("stage1", config["stage1"], stage_dir(run_dir, 1)),
-        "stage3": (f"priors.{top}.train", config["priors"][top]["train"], stage_dir(run_dir, 3)),
-        "stage4": (f"priors.{finer}.train", config["priors"][finer]["train"], stage_dir(run_dir, 4, finer)),
-    }
+@dataclass(frozen=True)
+class Training:
+    """A model that a stage trains.
+
+    Attributes:
+        section: the flags' section.
+        settings: its values in the configuration.
+        directory: where the stage writes.
+        share: share of the time that is left for steps; the priors of stage 4 have equal ones.
+    """
+
+    section: str
+    settings: dict
+    directory: Path
+    share: float
+
+
+def trainings(config: dict, run_dir: Path) -> list[Training]:
+    """The models that the stages train: the autoencoder, then the priors, the coarsest level first."""
+    top, *finer = [level["name"] for level in config["autoencoder"]["levels"]]
+    settings = {name: config["priors"][name]["train"] for name in (top, *finer)}
+    return [
+        Training("stage1", config["stage1"], stage_dir(run_dir, 1), SHARES["stage1"]),
+        Training(f"priors.{top}.train", settings[top], stage_dir(run_dir, 3), SHARES["stage3"]),
+        *(
+            Training(f"priors.{x}.train", settings[x], stage_dir(run_dir, 4, x), SHARES["stage4"] / len(finer))
+            for x in finer
+        ),
+    ]
 
 
 def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
     """The flags with which all stages take that time."""
     left = seconds - START * len(SHARES)
     flags = ["--images.validation_root", "null"]
-    speeds = {}
-    for stage, (section, settings, directory) in sections_of(config, like).items():
-        speeds[stage] = median(figures(directory, "train", "images_per_second"))
-        steps = round(SHARES[stage] * left * speeds[stage] / settings["batch_size"])
+    models = trainings(config, like)
+    for training in models:
+        speed = median(figures(training.directory, "train", "images_per_second"))
+        steps = round(training.share * left * speed / training.settings["batch_size"])
         if steps < 4:
-            raise UserError(f"{seconds / 60:g} minutes: {stage} would have {steps} steps: give more minutes")
+            raise UserError(f"{seconds / 60:g} minutes: {training.section} would have {steps} steps: give more minutes")
         chosen = {
             "total_steps": steps,
-            "warmup_steps": min(settings["warmup_steps"], steps // 6),
+            "warmup_steps": min(training.settings["warmup_steps"], steps // 6),
             "validate_every": steps,
         }
-        flags += [x for key, value in chosen.items() for x in (f"--{section}.{key}", str(value))]
-        if stage == "stage1":
+        flags += [x for key, value in chosen.items() for x in (f"--{training.section}.{key}", str(value))]
+        if training.section == "stage1":
             flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
     copies = Stage2Config(**config["stage2"]).copies
-    images = round(SHARES["stage2"] * left * speeds["stage1"] * ENCODING / copies)
+    encoded = ENCODING * median(figures(models[0].directory, "train", "images_per_second"))  # a second
+    images = round(SHARES["stage2"] * left * encoded / copies)
     total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
     flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]
     return [*flags, *(["--images.max_images", str(images)] if images < total - HELD_OUT else [])]
@@ -132,13 +154,12 @@ def row_of(run_dir: Path, minutes: float, guidance: float) -> Image.Image:
 
 def line_of(run_dir: Path, minutes: float, config: dict) -> str:
     """The line of a run in the table."""
-    stages = sections_of(config, run_dir)
-    steps = [figures(directory, "train", "step")[-1] for _, _, directory in stages.values()]
-    psnr = figures(stages["stage1"][2], "validation", "psnr")[-1]
+    autoencoder, *priors = [training.directory for training in trainings(config, run_dir)]
+    steps = [figures(directory, "train", "step")[-1] for directory in (autoencoder, *priors)]
+    psnr = figures(autoencoder, "validation", "psnr")[-1]
     nats = [
-        f"{figures(stages[x][2], 'validation', 'nats_per_code')[-1]:.2f}"
-        f" ({figures(stages[x][2], 'train', 'nats_per_code')[-1]:.2f})"
-        for x in ("stage3", "stage4")
+        f"{figures(prior, 'validation', 'nats_per_code')[-1]:.2f} ({figures(prior, 'train', 'nats_per_code')[-1]:.2f})"
+        for prior in priors
     ]
     took = json.loads((run_dir / "seconds.json").read_text()) / 60
     cells = [f"{minutes:g}", f"{took:.1f}", ", ".join(map(str, steps)), f"{psnr:.1f}", *nats]
@@ -149,8 +170,9 @@ def main() -> None:
     options = parse_options(Options, __doc__)
     config = yaml.safe_load(Path(options.config).read_text())
     times = [float(x) for x in options.minutes.split(",")]
-    lines = ["| minutes asked | minutes taken | steps | PSNR, dB | top, nats (training) | bottom, nats (training) |"]
-    lines += ["|" + "---|" * 6]
+    columns = ["minutes asked", "minutes taken", "steps", "PSNR, dB"]
+    columns += [f"{level['name']}, nats (training)" for level in config["autoencoder"]["levels"]]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     rows = []
     for minutes in times:
         run_dir = trained(options, config, minutes)

@@ -189,6 +189,17 @@ def test_a_sharded_optimizer_is_refused_with_fp16():
         check(changed(sharded, "stage1.mixed_precision", "fp16"))
 
 
+def test_weight_decay_needs_muon_and_shrinks_weights():
+    """A decay is valid with muon, unless a step would turn the sign of the weights."""
+    muon = changed(changed(GOOD, "stage1.optimizer", "muon"), "stage1.learning_rate", 0.02)
+    check(changed(muon, "stage1.weight_decay", 0.1))
+    with pytest.raises(UserError, match=r"stage1\.weight_decay: 0\.1 .*optimizer muon"):
+        check(changed(GOOD, "stage1.weight_decay", 0.1))
+    for value in (-0.1, 51.0):
+        with pytest.raises(UserError, match=r"stage1\.weight_decay: .*1 / learning_rate"):
+            check(changed(muon, "stage1.weight_decay", value))
+
+
 def test_a_folder_needs_a_root():
     """The source `folder` is rejected without images.root and accepted with it."""
     folder = changed(GOOD, "images.source", "folder")

@@ -30,7 +30,9 @@ def steps(module: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> 
 def test_loaded_state_goes_on_bit_for_bit(channels_last: bool, muon: bool) -> None:
     """Steps after a round trip through safetensors equal those without interruption, bit for bit."""
     straight, resumed = a_module(channels_last), a_module(channels_last)
-    optimiser, second = (build_optimiser(x, {}, matrices=[x[0].weight] if muon else []) for x in (straight, resumed))
+    optimiser, second = (
+        build_optimiser(x, {}, matrices=[x[0].weight] if muon else [], weight_decay=0.1) for x in (straight, resumed)
+    )
     steps(straight, optimiser, range(3))
     saved = load(save({name: x.contiguous() for name, x in optimiser_state(optimiser, straight).items()}))
     assert ("0.weight.momentum" in saved) == muon
@@ -48,7 +50,7 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool, muon: bool) -> No
 def test_a_step_is_skipped(muon: bool) -> None:
     """A step is skipped where `found_inf` is 1, even with NaN gradients; the attribute is undocumented."""
     module = a_module(channels_last=False)
-    optimiser = build_optimiser(module, {}, matrices=[module[0].weight] if muon else [])
+    optimiser = build_optimiser(module, {}, matrices=[module[0].weight] if muon else [], weight_decay=0.1)
     set_rate(optimiser, 1e-3)
     before = [p.detach().clone() for p in module.parameters()]
     skip_where(optimiser, torch.tensor(True))
@@ -94,6 +96,18 @@ def test_kernels_are_matrices_of_outputs_and_inputs() -> None:
     moved = (before - module.weight.detach()).flatten(1) / (0.1 * (40 / 6) ** 0.5)
     assert (moved - left @ right).abs().max() < 0.2
     assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.97
+
+
+def test_weight_decay_shrinks_the_matrices_alone() -> None:
+    """With decay d and rate r, a matrix loses r * d of itself besides the update; a bias does not."""
+    plain, decayed = (a_module(channels_last=False) for _ in range(2))
+    before = plain[0].weight.detach().clone()
+    for module, decay in ((plain, 0.0), (decayed, 0.5)):
+        optimiser = build_optimiser(module, {}, matrices=[module[0].weight], weight_decay=decay)
+        set_rate(optimiser, 0.1)
+        steps(module, optimiser, range(1))
+    assert torch.allclose(decayed[0].weight, plain[0].weight - 0.05 * before, atol=1e-6)
+    assert torch.equal(decayed[0].bias, plain[0].bias) and torch.equal(decayed[1].weight, plain[1].weight)
 
 
 def test_step_follows_adam() -> None:

@@ -146,6 +146,8 @@ class TrainConfig:
             short runs, at learning rates from 0.01 to 0.06. Adam updates all other parameters.
         learning_rate: Peak learning rate, above 0, reached after the warm-up. In stage 1, adam multiplies it by a
             factor for each layer (see Autoencoder.rate_factors).
+        weight_decay: With muon, each step multiplies the weights of linear and convolution layers by 1 - weight_decay *
+            learning rate, 0 or more. Against overfitting; it also keeps long trainings at a high rate stable.
         warmup_steps: Number of optimizer steps over which the learning rate rises linearly from zero, 0 or more.
         schedule: Learning rate schedule after the warm-up: cosine (decays to zero at total_steps) or constant.
         gradient_clip: Maximum norm of the gradient, above 0; null: no clipping.
@@ -168,6 +170,7 @@ class TrainConfig:
     total_steps: int = 250_000
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = 3e-4
+    weight_decay: float = 0.0
     warmup_steps: int = 1000
     schedule: Literal["cosine", "constant"] = "cosine"
     gradient_clip: float | None = 1.0

@@ -37,20 +37,23 @@ class MuonAdam(torch.optim.Adam):
         """Update all parameters; like fused Adam, skip the update where the attribute `found_inf` is nonzero."""
         skip: Tensor | None = getattr(self, "found_inf", None)
         by_muon = [group for group in self.param_groups if group["matrices"]]
-        matrices = [(p, p.grad, group["lr"]) for group in by_muon for p in group["params"] if p.grad is not None]
-        for p, _, _ in matrices:
-            p.grad = None  # Adam's step leaves out parameters without a gradient
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, float, float]]] = {}
+        for group in by_muon:
+            for p in group["params"]:
+                if p.grad is not None:
+                    matrix = (p, p.grad, group["lr"], group["weight_decay"])
+                    by_shape.setdefault((len(p), p.numel() // len(p)), []).append(matrix)
+                    p.grad = None  # Adam's step leaves out parameters without a gradient
         result = _adam_step(self, closure)
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = {}
-        for p, gradient, rate in matrices:
-            by_shape.setdefault((len(p), p.numel() // len(p)), []).append((p, gradient, rate))
         for (rows, columns), same_shape in by_shape.items():
-            directions = torch.stack([self._direction(p, g, skip).reshape(rows, columns) for p, g, _ in same_shape])
+            directions = torch.stack([self._direction(p, g, skip).reshape(rows, columns) for p, g, _, _ in same_shape])
             # as in Jordan et al., larger updates where there are more outputs than inputs
             updates = orthogonalise(directions) * max(1.0, rows / columns) ** 0.5
             if skip is not None:
                 updates = updates * (skip == 0)
-            for (p, _, rate), update in zip(same_shape, updates, strict=True):
+            for (p, _, rate, decay), update in zip(same_shape, updates, strict=True):
+                if decay:  # decoupled: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"
+                    p.mul_(1 - rate * decay if skip is None else 1 - rate * decay * (skip == 0))
                 p.add_(update.view(p.shape).to(p.dtype), alpha=-rate)
         return result
 

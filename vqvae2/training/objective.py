@@ -111,7 +111,14 @@ class WeightsObjective(Generic[M]):
         return drawn.to(batch_indices.device)[batch_indices]
 
 
-def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE) -> MuonAdam:
-    """The optimizer of the parameters that this process owns; `optimizer` is the configuration's, adam or muon."""
+def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE, weight_decay: float = 0.0) -> MuonAdam:
+    """The optimizer of the parameters that this process owns.
+
+    Args:
+        objective: what is trained.
+        optimizer: the configuration's, adam or muon.
+        shard: the parameters that this process updates.
+        weight_decay: the configuration's.
+    """
     matrices = objective.matrices if optimizer == "muon" else ()
-    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices, shard)
+    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices, shard, weight_decay)

@@ -18,6 +18,7 @@ def build_optimiser(
     betas: tuple[float, float] = DEFAULT_BETAS,
     matrices: Collection[nn.Parameter] = (),
     shard: Shard = WHOLE,
+    weight_decay: float = 0.0,
 ) -> MuonAdam:
     """Fused Adam over the parameters that require a gradient, and Muon over `matrices`.
 
@@ -27,6 +28,7 @@ def build_optimiser(
         betas: decay of Adam's moving averages of the gradient and of its square.
         matrices: weights of linear and convolution layers that are updated by Muon.
         shard: the parameters that this process updates.
+        weight_decay: share of themselves, times the learning rate, by which `matrices` shrink in each step.
     """
     by_muon = {id(p) for p in matrices}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -35,7 +37,10 @@ def build_optimiser(
             muon = id(p) in by_muon
             groups.setdefault((1.0 if muon else rate_factors.get(p, 1.0), muon), []).append(p)
     owned = groups or {(1.0, False): []}  # with more processes than parameters, some have none
-    parameters = [{"params": ps, "rate_factor": factor, "matrices": muon} for (factor, muon), ps in owned.items()]
+    parameters = [
+        {"params": ps, "rate_factor": factor, "matrices": muon, "weight_decay": weight_decay if muon else 0.0}
+        for (factor, muon), ps in owned.items()
+    ]
     return MuonAdam(parameters, betas=betas, fused=True)
 
 
