@@ -20,11 +20,14 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "priors.*.right_reach": None,
     "stage1.optimizer": "adam",
     "stage1.start_from": None,
+    "stage1.weight_decay": 0.0,
     "stage1.shard_optimizer": False,
     "priors.*.train.optimizer": "adam",
     "priors.*.train.start_from": None,
+    "priors.*.train.weight_decay": 0.0,
     "priors.*.train.shard_optimizer": False,
     "train.shard_optimizer": False,
+    "train.weight_decay": 0.0,
 }
 
 
