@@ -96,8 +96,8 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
     left = seconds - START * len(SHARES)
     flags = ["--images.validation_root", "null"]
     models = trainings(config, like)
-    for training in models:
-        speed = median(figures(training.directory, "train", "images_per_second"))
+    speeds = [median(figures(training.directory, "train", "images_per_second")) for training in models]
+    for training, speed in zip(models, speeds, strict=True):
         steps = round(training.share * left * speed / training.settings["batch_size"])
         if steps < 4:
             raise UserError(f"{seconds / 60:g} minutes: {training.section} would have {steps} steps: give more minutes")
@@ -110,8 +110,7 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
         if training.section == "stage1":
             flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
     copies = Stage2Config(**config["stage2"]).copies
-    encoded = ENCODING * median(figures(models[0].directory, "train", "images_per_second"))  # a second
-    images = round(SHARES["stage2"] * left * encoded / copies)
+    images = round(SHARES["stage2"] * left * ENCODING * speeds[0] / copies)
     total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
     flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]
     return [*flags, *(["--images.max_images", str(images)] if images < total - HELD_OUT else [])]
