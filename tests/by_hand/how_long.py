@@ -2,15 +2,18 @@
 
     python -m tests.by_hand.how_long --config configs/leaves256.yaml --like runs/leaves256 --folder runs/how_long
 
-Every time is a run of its own, with schedules that end with it. The numbers of steps follow from the speed of the
-stages of the run `--like` on the same machine, such as one of plan_time.py. A finished run is not trained again. Writes
-how_long.png and how_long.md into the folder.
+Every time is a run of its own, with schedules that end with it. Stages 1 and 2 use all cores. Then two processes train
+the priors, with half of the cores each: one that of the second level, the other one those of all other levels. The
+numbers of steps follow from the speed of the stages of the run `--like`, trained in the same way on the same machine. A
+finished run is not trained again. Writes how_long.png and how_long.md into the folder.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,11 +25,13 @@ from PIL import Image, ImageDraw, ImageFont
 from vqvae2 import Generator
 from vqvae2.config import Stage2Config
 from vqvae2.errors import UserError
+from vqvae2.planning.devices import usable_cores
 from vqvae2.run.command_line import parse_options, run
 from vqvae2.run.directory import stage_dir
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-SHARES = {"stage1": 0.3, "stage2": 0.1, "stage3": 0.27, "stage4": 0.33}  # of the time that is left for steps
+SHARE_OF_STAGE1 = 0.35  # of the time that is left for steps, without that of stage 2
+SHARE_OF_STAGE2 = 0.1  # at most: if all images take longer, the priors learn from some
 START = 10.0  # seconds a stage takes before its first step and after its last one, by experience on two cores
 ENCODING = 5  # images encoded in the time that training takes for one; measured with leaves256.yaml
 HELD_OUT = 64  # validation of more would take a share of the shortest runs
@@ -68,7 +73,7 @@ class Training:
         section: the flags' section.
         settings: its values in the configuration.
         directory: where the stage writes.
-        share: share of the time that is left for steps; the priors of stage 4 have equal ones.
+        share: share of the time that stages 1, 3 and 4 have for steps; those of priors add up to two processes.
     """
 
     section: str
@@ -79,26 +84,26 @@ class Training:
 
 def trainings(config: dict, run_dir: Path) -> list[Training]:
     """The models that the stages train: the autoencoder, then the priors, the coarsest level first."""
-    top, *finer = [level["name"] for level in config["autoencoder"]["levels"]]
-    settings = {name: config["priors"][name]["train"] for name in (top, *finer)}
-    return [
-        Training("stage1", config["stage1"], stage_dir(run_dir, 1), SHARES["stage1"]),
-        Training(f"priors.{top}.train", settings[top], stage_dir(run_dir, 3), SHARES["stage3"]),
-        *(
-            Training(f"priors.{x}.train", settings[x], stage_dir(run_dir, 4, x), SHARES["stage4"] / len(finer))
-            for x in finer
-        ),
-    ]
+    levels = [level["name"] for level in config["autoencoder"]["levels"]]
+    models = [Training("stage1", config["stage1"], stage_dir(run_dir, 1), SHARE_OF_STAGE1)]
+    for i, name in enumerate(levels):
+        directory = stage_dir(run_dir, 4, name) if i else stage_dir(run_dir, 3)
+        share = (1 - SHARE_OF_STAGE1) * (1 if i == 1 or len(levels) == 1 else 1 / (len(levels) - 1))
+        models.append(Training(f"priors.{name}.train", config["priors"][name]["train"], directory, share))
+    return models
 
 
 def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
     """The flags with which all stages take that time."""
-    left = seconds - START * len(SHARES)
+    left = seconds - START * (3 + (len(config["autoencoder"]["levels"]) > 2))  # stages one after another
     flags = ["--images.validation_root", "null"]
     models = trainings(config, like)
     speeds = [median(figures(training.directory, "train", "images_per_second")) for training in models]
+    copies = Stage2Config(**config["stage2"]).copies
+    total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
+    encoding = min(SHARE_OF_STAGE2 * left, copies * total / (ENCODING * speeds[0]))
     for training, speed in zip(models, speeds, strict=True):
-        steps = round(training.share * left * speed / training.settings["batch_size"])
+        steps = round(training.share * (left - encoding) * speed / training.settings["batch_size"])
         if steps < 4:
             raise UserError(f"{seconds / 60:g} minutes: {training.section} would have {steps} steps: give more minutes")
         chosen = {
@@ -109,11 +114,16 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
         flags += [x for key, value in chosen.items() for x in (f"--{training.section}.{key}", str(value))]
         if training.section == "stage1":
             flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
-    copies = Stage2Config(**config["stage2"]).copies
-    images = round(SHARES["stage2"] * left * ENCODING * speeds[0] / copies)
-    total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
+    images = round(encoding * ENCODING * speeds[0] / copies)
     flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]
     return [*flags, *(["--images.max_images", str(images)] if images < total - HELD_OUT else [])]
+
+
+def call_all(stages: list[tuple[str, list[str]]], cores: int) -> None:
+    """Run stages with the given arguments, one after another."""
+    for stage, arguments in stages:
+        command = [sys.executable, str(PIPELINES / f"{stage}.py"), *arguments]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(cores)})
 
 
 def trained(options: Options, config: dict, minutes: float) -> Path:
@@ -122,18 +132,17 @@ def trained(options: Options, config: dict, minutes: float) -> Path:
     finished = run_dir / "seconds.json"
     if finished.exists():
         return run_dir
-    flags = flags_for(config, Path(options.like), 60 * minutes)
+    given = ["--config", options.config, "--run_dir", str(run_dir)]
+    given += flags_for(config, Path(options.like), 60 * minutes)
+    levels = [level["name"] for level in config["autoencoder"]["levels"]]
+    one_after_another = [("stage3", given), *(("stage4", [*given, "--level", name]) for name in levels[2:])]
+    beside_them = [("stage4", [*given, "--level", name]) for name in levels[1:2]]
     began = time.monotonic()
-    for stage in SHARES:
-        command = [
-            sys.executable,
-            str(PIPELINES / f"{stage}.py"),
-            "--config",
-            options.config,
-            "--run_dir",
-            str(run_dir),
-        ]
-        subprocess.run([*command, *flags], check=True)
+    call_all([("stage1", given), ("stage2", given)], usable_cores())
+    with ThreadPoolExecutor() as pool:
+        half = max(1, usable_cores() // 2)
+        for running in [pool.submit(call_all, stages, half) for stages in (one_after_another, beside_them)]:
+            running.result()
     finished.write_text(json.dumps(time.monotonic() - began))
     return run_dir
 

@@ -198,6 +198,7 @@ def test_weight_decay_needs_muon_and_shrinks_weights():
     for value in (-0.1, 51.0):
         with pytest.raises(UserError, match=r"stage1\.weight_decay: .*1 / learning_rate"):
             check(changed(muon, "stage1.weight_decay", value))
+    assert (muon.stage1.decay, GOOD.stage1.decay, changed(muon, "stage1.weight_decay", 0.0).stage1.decay) == (0.3, 0, 0)
 
 
 def test_a_folder_needs_a_root():

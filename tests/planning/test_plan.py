@@ -88,8 +88,14 @@ def test_the_memory_of_a_container_is_that_of_its_limit(tmp_path: Path) -> None:
 def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes follow from steps, batch and images; waves from the grids; nothing is written."""
     config = write_config(tmp_path, tmp_path / "run")
-    out = planned(monkeypatch, "--config", str(config), "--device", "a100", "--processes", "2", "--num_images", "64")
+    flags = ["--device", "a100", "--processes", "2", "--num_images", "64", "--evaluation.num_samples", "1000000"]
+    out = planned(monkeypatch, "--config", str(config), *flags)
     table = rows(out)
+    assert table["waves to sample"] == ["7", "17"]  # W + 3 (H - 1) for grids of 2x4 and 4x8 codes
+    hours, gib = map(float, re.findall(r"1,000,000 samples: at least (\S+) hours, at most (\S+) GiB", out)[0])
+    assert gib == pytest.approx(1e6 * 16 * 32 * 3 / 2**30, rel=0.01)
+    seconds = sum(map(float, table["seconds to sample 16, at least"]))
+    assert hours == pytest.approx(seconds * 1e6 / 16 / 2 / 3600, rel=0.01)
     assert table["images of a process in a pass"] == ["4", "10", "4", "4"]
     assert table["passes over the images"] == ["0.5"] * 3 and table["steps"] == ["4"] * 3
     assert table["fits in 72 GiB"] == ["yes"] * 4 and "does not fit" not in out

@@ -53,7 +53,8 @@ def test_a_refusal_of_the_first_process_ends_all(tmp_path: Path) -> None:
     assert "in use" not in said[1] and "Traceback" not in said[1]
 
 
-def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path, rank: int) -> None:
     """When a process is killed, the other one fails quickly, despite the long timeout of the process group."""
     flags = ["--stage1.total_steps", "100000", "--stage1.validate_every", "100000", "--stage1.save_every", "100000"]
     config = write_config(tmp_path, tmp_path / "run")
@@ -63,10 +64,10 @@ def test_a_process_that_dies_ends_the_others_soon(tmp_path: Path) -> None:
         wait_until(lambda: log.exists() and log.stat().st_size > 0, "the first step")
         with pytest.raises(UserError, match="in use by process"), locked(tmp_path / "run" / "stage1"):
             pass
-        processes[1].send_signal(signal.SIGKILL)
+        processes[rank].send_signal(signal.SIGKILL)
         began = time.monotonic()
-        processes[0].communicate(timeout=60)
-        assert processes[0].returncode != 0 and time.monotonic() - began < 30
+        processes[1 - rank].communicate(timeout=60)
+        assert processes[1 - rank].returncode != 0 and time.monotonic() - began < 30
     finally:
         end(processes)
 

@@ -226,11 +226,11 @@ def _train_requirements(key: str, train: TrainConfig) -> Iterator[Requirement]:
     for name in ("learning_rate", "gradient_clip"):
         value = getattr(train, name)
         yield Requirement(value is None or 0 < value < math.inf, f"{key}.{name}", value, "use a finite number above 0")
-    shrink = train.learning_rate * train.weight_decay
+    shrink = train.learning_rate * train.decay
     right = "use a number from 0 to 1 / learning_rate"
-    yield Requirement(train.weight_decay == 0 or 0 < shrink <= 1, f"{key}.weight_decay", train.weight_decay, right)
-    ignored = train.weight_decay != 0 and train.optimizer != "muon"
-    yield Requirement(not ignored, f"{key}.weight_decay", train.weight_decay, "use 0, or optimizer muon")
+    yield Requirement(train.decay == 0 or 0 < shrink <= 1, f"{key}.weight_decay", train.decay, right)
+    ignored = train.decay != 0 and train.optimizer != "muon"
+    yield Requirement(not ignored, f"{key}.weight_decay", train.decay, "use 0, or optimizer muon")
     decay = train.weight_average_decay
     yield Requirement(
         decay is None or 0 < decay < 1,
