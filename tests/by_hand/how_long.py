@@ -50,6 +50,7 @@ class Options:
         minutes: minutes of all stages, separated by commas.
         folder: folder of the runs and of the result.
         guidance: guidance of the samples.
+        temperature: temperature of the samples.
     """
 
     config: str
@@ -57,6 +58,7 @@ class Options:
     folder: str
     minutes: str = "2,5,10,20,40,60"
     guidance: float = 1.5
+    temperature: float = 0.85
 
 
 def figures(directory: Path, split: str, name: str) -> list[float]:
@@ -147,11 +149,12 @@ def trained(options: Options, config: dict, minutes: float) -> Path:
     return run_dir
 
 
-def row_of(run_dir: Path, minutes: float, guidance: float) -> Image.Image:
+def row_of(run_dir: Path, minutes: float, options: Options) -> Image.Image:
     """The minutes and samples of a run, the same numbers of images and classes for every run."""
     generator = Generator.from_run(run_dir)
     labels = [i % len(generator.classes) for i in range(COLUMNS)] if generator.classes else None
-    samples = generator.sample(COLUMNS, labels, guidance=guidance if labels else 1.0)
+    guidance = options.guidance if labels else 1.0
+    samples = generator.sample(COLUMNS, labels, guidance=guidance, temperature=options.temperature)
     row = Image.new("RGB", (MARGIN + COLUMNS * TILE, TILE), "white")
     ImageDraw.Draw(row).text((8, TILE // 2 - 8), f"{minutes:g} min", fill="black", font=ImageFont.load_default(16))
     for i, sample in enumerate(samples.permute(0, 2, 3, 1).numpy()):
@@ -184,7 +187,7 @@ def main() -> None:
     rows = []
     for minutes in times:
         run_dir = trained(options, config, minutes)
-        rows.append(row_of(run_dir, minutes, options.guidance))
+        rows.append(row_of(run_dir, minutes, options))
         lines.append(line_of(run_dir, minutes, config))
     picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for i, row in enumerate(rows):
