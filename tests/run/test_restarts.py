@@ -1,13 +1,14 @@
 """Restarts of killed processes by torchrun."""
 
+import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command_of, wait_until, write_config
 from vqvae2.errors import UserError
 from vqvae2.run.restarts import use_fresh_store
 
@@ -19,37 +20,32 @@ LAUNCHED = {
     "MASTER_PORT": "29500",
 }
 
-KILLED = """
-import os, signal, sys
-import torch
-from vqvae2.run.launch import join_processes
-
-state = join_processes()
-attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-total = torch.ones(1)
-torch.distributed.all_reduce(total)
-with open(f"{sys.argv[1]}/attempt{attempt}.{state.process_index}", "w") as file:
-    file.write(str(int(total)))
-if attempt == "0" and state.process_index == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
-torch.distributed.all_reduce(total)
-os._exit(0)
-"""
-
 
 def test_torchrun_restarts_a_killed_process(tmp_path: Path) -> None:
-    """When one of two processes is killed, torchrun starts both again, and they find each other."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = f"{ROOT}:{environment.get('PYTHONPATH', '')}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["--max-restarts", "1", str(script), str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_text() for path in tmp_path.glob("attempt*")} == {
-        f"attempt{attempt}.{process}": "2" for attempt in (0, 1) for process in (0, 1)
-    }
+    """When one of two processes of a stage is killed, torchrun starts both again; they find each other and go on."""
+    config = write_config(tmp_path, tmp_path / "run")
+    directory = tmp_path / "run" / "stage1"
+    steps = {"total_steps": 400, "save_every": 50, "validate_every": 400, "log_every": 50}
+    flags = [x for key, value in steps.items() for x in (f"--stage1.{key}", str(value))]
+    command, environment = command_of("stage1", "--config", str(config), *flags)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    command[1:1] = launcher
+    environment["ACCELERATE_USE_CPU"] = "1"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        try:
+            wait_until(lambda: list(directory.glob("checkpoints/step_*")) or process.poll() is not None, "a checkpoint")
+            first = (directory / "metrics.jsonl").read_bytes().splitlines()[0]
+            stages = [x for x in psutil.Process(process.pid).children() if "--stage1.total_steps" in x.cmdline()]
+            stages[1].kill()
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.terminate()
+    assert process.returncode == 0, said
+    lines = (directory / "metrics.jsonl").read_bytes().splitlines()
+    logged = [json.loads(line)["step"] for line in lines if json.loads(line)["split"] == "train"]
+    assert lines[0] == first  # with the same seconds: the stage went on from a checkpoint
+    assert logged == list(range(50, 401, 50)) and (directory / "model.json").exists()
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
