@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -57,18 +58,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return 3
 
 
-def command_of(pipeline: str, *arguments: str, processes: int | None = None) -> tuple[list[str], dict[str, str]]:
+def command_of(
+    pipeline: str, *arguments: str, processes: int | None = None, launcher: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     """The command line of a pipeline and its environment.
 
     Args:
         pipeline: name of the script, without the suffix.
         arguments: command-line arguments of the script.
         processes: number of processes to start with `accelerate launch`; None: run the script with Python.
+        launcher: arguments of Python that start the script with another launcher.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable]
-    if processes is not None:
+    command = [sys.executable, *launcher]
+    if processes is not None or launcher:
         environment["ACCELERATE_USE_CPU"] = "1"
+    if processes is not None:
         command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     if processes is not None and processes > 1:
         command += ["--multi_gpu", "--main_process_port", str(20000 + os.getpid() % 20000)]
@@ -84,9 +89,11 @@ def call(
 
 
 @contextmanager
-def running(pipeline: str, *arguments: str, processes: int | None = None) -> Iterator[subprocess.Popen]:
-    """Context manager that runs a pipeline in the background; on exit, its process group is killed."""
-    command, environment = command_of(pipeline, *arguments, processes=processes)
+def running(
+    pipeline: str, *arguments: str, processes: int | None = None, launcher: Sequence[str] = ()
+) -> Iterator[subprocess.Popen]:
+    """Context manager that runs a pipeline in the background; on exit, it and the processes it started are killed."""
+    command, environment = command_of(pipeline, *arguments, processes=processes, launcher=launcher)
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         start_new_session=True,
@@ -94,8 +101,14 @@ def running(pipeline: str, *arguments: str, processes: int | None = None) -> Ite
     try:
         yield process
     finally:
+        children: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children(recursive=True)  # torchrun starts them in other sessions
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait()
 
 

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT, command_of, wait_until, write_config
+from tests.conftest import running, wait_until, write_config
 from vqvae2.errors import UserError
 from vqvae2.run.restarts import use_fresh_store
 
@@ -27,20 +26,14 @@ def test_torchrun_restarts_a_killed_process(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "stage1"
     steps = {"total_steps": 400, "save_every": 50, "validate_every": 400, "log_every": 50}
     flags = [x for key, value in steps.items() for x in (f"--stage1.{key}", str(value))]
-    command, environment = command_of("stage1", "--config", str(config), *flags)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
-    command[1:1] = launcher
-    environment["ACCELERATE_USE_CPU"] = "1"
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        try:
-            wait_until(lambda: list(directory.glob("checkpoints/step_*")) or process.poll() is not None, "a checkpoint")
-            first = (directory / "metrics.jsonl").read_bytes().splitlines()[0]
-            stages = [x for x in psutil.Process(process.pid).children() if "--stage1.total_steps" in x.cmdline()]
-            stages[1].kill()
-            said = process.communicate(timeout=120)[1]
-        finally:
-            process.terminate()
+    with running("stage1", "--config", str(config), *flags, launcher=launcher) as process:
+        wait_until(lambda: list(directory.glob("checkpoints/step_*")) or process.poll() is not None, "a checkpoint")
+        assert process.poll() is None, process.communicate()[1]
+        first = (directory / "metrics.jsonl").read_bytes().splitlines()[0]
+        stages = [x for x in psutil.Process(process.pid).children() if "--stage1.total_steps" in x.cmdline()]
+        stages[1].kill()
+        said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     lines = (directory / "metrics.jsonl").read_bytes().splitlines()
     logged = [json.loads(line)["step"] for line in lines if json.loads(line)["split"] == "train"]
