@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from vqvae2.evaluation import inception
 from vqvae2.evaluation.classifier import Seen
-from vqvae2.evaluation.fidelity import fidelity, frechet_distance, nearest, precision_and_recall
+from vqvae2.evaluation.fidelity import (
+    NEIGHBOURS,
+    ROWS,
+    fidelity,
+    frechet_distance,
+    nearest,
+    precision_and_recall,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -79,6 +88,28 @@ def test_precision_and_recall_of_half_a_set():
     assert found["recall"] == pytest.approx(0.5, abs=0.05)
     found = precision_and_recall(torch.cat(groups), groups[0] + 0.01)
     assert found["precision"] == pytest.approx(0.5, abs=0.05)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_precision_and_recall_of_many_images_need_no_square_of_distances():
+    """Distances of ROWS images to all others exist at a time; the results do not depend on ROWS."""
+    samples, real = torch.randn(ROWS + 300, 4, generator=GENERATOR), torch.randn(ROWS + 200, 4, generator=GENERATOR)
+    with LargestTensor() as largest:
+        found = precision_and_recall(samples, real)
+    assert largest.elements <= ROWS * len(samples)
+    at_once = prc_features_to_metric(samples, real, prc_neighborhood=NEIGHBOURS, verbose=False)
+    assert found == pytest.approx({name: at_once[name] for name in found}, abs=1e-3)
 
 
 def test_too_few_images_have_no_distance():

@@ -12,6 +12,7 @@ from vqvae2.evaluation.classifier import Seen
 KID_SUBSET = 1000  # images per subset; at most half of a set is used, or the subsets would be equal
 SCORE_SPLITS = 10  # splits of the Inception score for sets of at least 10,000 images; smaller sets use one split
 NEIGHBOURS = 3  # k of precision and recall: the radius is the distance to the k-th nearest neighbor
+ROWS = 1000  # of distances to all images at a time: 200 MB for 50,000 images, where all rows would take 10 GB
 FEWEST_IMAGES = NEIGHBOURS + 2  # smallest set of images that metrics are computed for
 
 
@@ -60,7 +61,9 @@ def precision_and_recall(samples: Tensor, real: Tensor) -> dict[str, float]:
     that lie within the radius of a sample. The radius of an image is the distance to its nearest neighbor number
     NEIGHBOURS in its own set.
     """
-    metrics = prc_features_to_metric(samples, real, prc_neighborhood=NEIGHBOURS, verbose=False)
+    metrics = prc_features_to_metric(
+        samples, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=ROWS, save_cpu_ram=True, verbose=False
+    )
     return {name: metrics[name] for name in ("precision", "recall")}
 
 
