@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -246,17 +247,20 @@ def test_a_home_that_is_not_known_is_named(tiny_run: tuple[Path, Path], script: 
 
 
 def test_the_configuration_of_a_run_is_found_by_its_folder(tmp_path: Path, path: Path):
-    """With `of_run`, --run_dir loads the configuration of the run, and --config takes precedence.
+    """Without --config, --run_dir loads the configuration of the run.
 
-    A directory without a configuration is refused.
+    In a directory without a configuration, a new run has the default; with `of_run`, it is refused.
     """
     (tmp_path / "config.yaml").write_text(f"seed: 9\n{path.read_text()}")
-    for flags in (["--run_dir", str(tmp_path)], ["--trackers", "[]", f"--run_dir={tmp_path}"]):
-        assert parse_config(flags, of_run=True)[0].seed == 9
-    assert parse_config(["--run_dir", str(tmp_path), "--config", str(path)], of_run=True)[0].seed == 0
-    assert parse_config([], of_run=True) == parse_config([])
+    for of_run in (False, True):
+        for flags in (["--run_dir", str(tmp_path)], ["--trackers", "[]", f"--run_dir={tmp_path}"]):
+            assert parse_config(flags, of_run=of_run)[0].seed == 9
+        assert parse_config(["--run_dir", str(tmp_path), "--config", str(path)], of_run=of_run)[0].seed == 0
+        assert parse_config([], of_run=of_run) == parse_config([])
+    other = str(tmp_path / "other")
+    assert parse_config(["--run_dir", other])[0] == replace(parse_config([])[0], run_dir=other)
     with pytest.raises(UserError, match=r"config\.yaml.*pass --config"):
-        parse_config(["--run_dir", str(tmp_path / "other")], of_run=True)
+        parse_config(["--run_dir", other], of_run=True)
 
 
 def test_without_the_repository_a_configuration_is_asked_for(tmp_path: Path):

@@ -54,13 +54,14 @@ def parse_config(
     """Parse the configuration of a run from the file of --config and from flags.
 
     A flag overrides the file, whatever their order. A field that neither of them sets keeps the value with which the
-    stages of the run were started; in a new run it has its default.
+    stages of the run were started; in a new run it has its default. Without --config, the file is config.yaml in the
+    directory of --run_dir if that run has begun, and otherwise `default_config`.
 
     Args:
         arguments: command-line arguments; None: those of this process.
         description: description of the script for --help.
-        default_config: path of the configuration file that is read without --config.
-        of_run: whether to read config.yaml in the run directory if --run_dir is given without --config.
+        default_config: path of the configuration file of a new run without --config.
+        of_run: whether to refuse a --run_dir that has not begun if it is given without --config.
         **options: flags in addition to those of the configuration, by name: (type, default, help text).
 
     Returns:
@@ -83,7 +84,7 @@ def parse_config(
     if files != [""] and not HELP.intersection(flags):  # the parser refuses an empty --config
         check_names(given, spelt="--{}")
         if not files:
-            files = [str(_config_of_run(given) if of_run and "run_dir" in given else default_config)]
+            files = [str(_config_of_run(given, needed=of_run) or default_config)]
         given = _with_files(given, files, Config)
         files = [_as_text(merged(_recorded(given), given))]
     namespace = parser.parse_args([*(x for file in files for x in ("--config", file)), *flags])
@@ -141,11 +142,17 @@ def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, rest
 
 
-def _config_of_run(given: dict[str, Any]) -> Path:
-    path = Path(str(given["run_dir"])) / "config.yaml"
-    if not path.exists():
+def _config_of_run(given: dict[str, Any], needed: bool) -> Path | None:
+    """The configuration of the run that --run_dir names; None: it has not begun, or there is no such flag."""
+    run_dir = str(given.get("run_dir", "\0"))
+    if "\0" in run_dir:  # the check of all fields refuses it
+        return None
+    path = Path(run_dir) / "config.yaml"
+    if path.exists():
+        return path
+    if needed:
         raise UserError(f"{path}: file not found: run the stages of this run first, or pass --config")
-    return path
+    return None
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
