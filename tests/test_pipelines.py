@@ -1,5 +1,6 @@
 """Tests of the pipelines: output files, resuming, several processes and invalid input."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -13,9 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import by_hand
 from tests.conftest import call, launch, made_once, refusal, succeed, write_config
 from vqvae2.codes import CodeStore
 from vqvae2.images.grids import save_image
+
+
+@pytest.mark.parametrize("path", sorted(Path(by_hand.__file__).parent.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_scripts_that_are_run_by_hand_can_be_imported(path):
+    """What they use of the package, and of one another, is still there."""
+    importlib.import_module(f"{by_hand.__name__}.{path.stem}")
 
 
 def test_stages_leave_the_run_directory_of_the_contract(tiny_run):

@@ -15,7 +15,7 @@ from statistics import median
 
 import yaml
 
-from tests.by_hand.how_long import PIPELINES, figures, sections_of
+from tests.by_hand.how_long import PIPELINES, figures, trainings
 from vqvae2.run.command_line import parse_options, run
 
 IMAGES = 256  # stage 2 would otherwise encode the whole data set
@@ -26,7 +26,7 @@ class Options:
     """Options of the script.
 
     Attributes:
-        config: configuration file of a run with two levels.
+        config: configuration file.
         folder: folder of the run; it must not exist.
         steps: number of steps of each stage; the speed is that of the second half.
     """
@@ -37,7 +37,7 @@ class Options:
 
 
 def planned(config: str) -> list[float]:
-    """The seconds a step of stage 1, the top and the bottom prior according to plan.py."""
+    """The seconds a step of stage 1 and of each prior, the coarsest level first, according to plan.py."""
     command = [sys.executable, str(PIPELINES / "plan.py"), "--config", config, "--device", "cpu"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (row,) = (line for line in printed.splitlines() if line.startswith("seconds a step"))
@@ -49,7 +49,7 @@ def main() -> None:
     run_dir = Path(options.folder)
     run_dir.mkdir(parents=True)
     config = yaml.safe_load(Path(options.config).read_text())
-    stages = sections_of(config, run_dir)
+    models = trainings(config, run_dir)
     steps = {
         "total_steps": options.steps,
         "warmup_steps": 1,
@@ -58,21 +58,18 @@ def main() -> None:
         "log_every": 2,
     }
     flags = ["--config", options.config, "--run_dir", options.folder, "--images.max_images", str(IMAGES)]
-    flags += [
-        x for name, _, _ in stages.values() for key, value in steps.items() for x in (f"--{name}.{key}", f"{value}")
-    ]
-    seconds = dict(zip(stages, planned(options.config), strict=True))
+    flags += [x for model in models for key, value in steps.items() for x in (f"--{model.section}.{key}", f"{value}")]
+    seconds = planned(options.config)
     for stage in ("stage1", "stage2", "stage3", "stage4"):
         with open(run_dir / f"{stage}.txt", "w") as said:
             subprocess.run(
                 [sys.executable, str(PIPELINES / f"{stage}.py"), *flags], check=True, stdout=said, stderr=said
             )
-        if stage in stages:
-            _, settings, directory = stages[stage]
-            speeds = figures(directory, "train", "images_per_second")
-            taken = settings["batch_size"] / median(speeds[len(speeds) // 2 :])
-            found = {"planned": seconds[stage], "taken": round(taken, 4), "ratio": round(seconds[stage] / taken, 3)}
-            print(json.dumps({"stage": stage, **found}), flush=True)
+    for model, expected in zip(models, seconds, strict=True):
+        speeds = figures(model.directory, "train", "images_per_second")
+        taken = model.settings["batch_size"] / median(speeds[len(speeds) // 2 :])
+        found = {"planned": expected, "taken": round(taken, 4), "ratio": round(expected / taken, 3)}
+        print(json.dumps({"section": model.section, **found}), flush=True)
 
 
 if __name__ == "__main__":
