@@ -101,15 +101,21 @@ def running(
     try:
         yield process
     finally:
-        children: list[psutil.Process] = []
-        with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(process.pid).children(recursive=True)  # torchrun starts them in other sessions
+        others = descendants(process)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        for each in others:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         process.wait()
+
+
+def descendants(started: subprocess.Popen) -> list[int]:
+    """Ids of all processes below `started`; a launcher starts its processes in sessions of their own."""
+    try:
+        return [x.pid for x in psutil.Process(started.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = 120) -> None:

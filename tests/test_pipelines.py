@@ -1,6 +1,5 @@
 """Tests of the pipelines: output files, resuming, several processes and invalid input."""
 
-import importlib
 import importlib.util
 import json
 import re

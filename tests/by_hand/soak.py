@@ -19,7 +19,7 @@ from subprocess import Popen
 
 import psutil
 
-from tests.conftest import call, launch, running, write_config
+from tests.conftest import call, descendants, launch, running, write_config
 from vqvae2.run.command_line import parse_options, run
 
 STEPS = 90
@@ -154,14 +154,6 @@ def trainers(started: Popen, script: str) -> list[int]:
     """Ids of the processes that train together, which a launcher has started, without their loader workers."""
     children = psutil.Process(started.pid).children()
     return [x.pid for x in children if any(word.endswith(f"{script}.py") for word in x.cmdline())]
-
-
-def descendants(started: Popen) -> list[int]:
-    """Ids of all processes below `started`; a launcher starts its processes in sessions of their own."""
-    try:
-        return [x.pid for x in psutil.Process(started.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def main() -> None:

@@ -142,23 +142,27 @@ def _config_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, rest
 
 
+def _run_dir(given: dict[str, Any]) -> Path | None:
+    """The run directory that is given, if there is one; what is no path is refused later, with all other fields."""
+    run_dir = given.get("run_dir")
+    return None if run_dir is None or "\0" in str(run_dir) else Path(str(run_dir))
+
+
 def _config_of_run(given: dict[str, Any], needed: bool) -> Path | None:
     """The configuration of the run that --run_dir names; None: it has not begun, or there is no such flag."""
-    run_dir = str(given.get("run_dir", "\0"))
-    if "\0" in run_dir:  # the check of all fields refuses it
-        return None
-    path = Path(run_dir) / "config.yaml"
-    if path.exists():
-        return path
-    if needed:
+    run_dir = _run_dir(given)
+    path = run_dir / "config.yaml" if run_dir else None
+    if path and not path.exists():
+        if not needed:
+            return None
         raise UserError(f"{path}: file not found: run the stages of this run first, or pass --config")
-    return None
+    return path
 
 
 def _recorded(given: dict[str, Any]) -> dict[str, Any]:
     """Return the sections with which the stages of the run were started, without priors of levels not in `given`."""
-    run_dir, priors = given.get("run_dir"), given.get("priors")
-    recorded = recorded_sections(Path(run_dir)) if isinstance(run_dir, str) and "\0" not in run_dir else {}
+    run_dir, priors = _run_dir(given), given.get("priors")
+    recorded = recorded_sections(run_dir) if run_dir else {}
     if "priors" in recorded and isinstance(priors, dict):
         recorded["priors"] = {name: x for name, x in recorded["priors"].items() if name in priors}
     return recorded
