@@ -1,5 +1,6 @@
 """The LMDB store of codes."""
 
+import gc
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vqvae2.codes import CodeStore, writer
+from vqvae2.codes.environments import open_to_read
 from vqvae2.codes.format import Codes, Header
 from vqvae2.codes.loading import load_code_batches
 from vqvae2.codes.writer import CodeWriter
@@ -112,6 +114,23 @@ def test_a_record_takes_13_kilobytes_at_most(tmp_path: Path):
     write(tmp_path / "codes.lmdb", header, make_codes(header), at_a_time=16)
     assert os.stat(tmp_path / "codes.lmdb" / "data.mdb").st_blocks * 512 / 200 <= 13_000
     assert os.path.getsize(tmp_path / "codes.lmdb" / "data.mdb") / 200 <= 13_000
+
+
+def test_a_forgotten_reader_does_not_stop_the_writer(tmp_path: Path):
+    """An unfinished store is continued although a reader in a reference cycle still has it open."""
+    records = make_codes(HEADER)
+    path = write(tmp_path / "codes.lmdb", HEADER, records[:4])
+    gc.disable()
+    try:
+        cycle: list[object] = [open_to_read(path)]
+        cycle.append(cycle)
+        del cycle
+        writer = CodeWriter(path, HEADER)
+    finally:
+        gc.enable()
+    writer.write(records[writer.written :])
+    writer.close()
+    assert all(same(a, b) for a, b in zip(CodeStore(path), records, strict=True))
 
 
 def test_names_that_are_no_utf8_come_back(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Extraction of codes: encode every image with the autoencoder and write its codes to a code store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +50,15 @@ def extract_codes(
         UserError: the store cannot be written or was created with different settings, or images cannot be read.
         StoppedError: a signal arrived or the launcher has ended; the codes of all encoded images are written.
     """
+    writer, written = None, 0  # only the main process has others
     with refusals_reach_all(accelerator):
-        writer = CodeWriter(path, header) if accelerator.is_main_process else None
-        if writer:
+        if accelerator.is_main_process and _holds_all(path, header, images.names):
+            written = len(images)
+        elif accelerator.is_main_process:
+            writer = CodeWriter(path, header)
             writer.refuse_other_images(images.names)
-    written = torch.tensor(writer.written if writer else 0, device=accelerator.device)
-    done = int(accelerator.reduce(written))  # a sum; only the main process has a nonzero value
+            written = writer.written
+    done = int(accelerator.reduce(torch.tensor(written, device=accelerator.device)))  # a sum
     batches = Batches(done, len(images), batch_size, accelerator.num_processes)
     mine = (batches.part(start, accelerator.process_index) for start in batches.starts)
 
@@ -87,6 +91,15 @@ def extract_codes(
         if writer:
             writer.close()
     return len(images) - done
+
+
+def _holds_all(path: Path, header: Header, names: Sequence[str]) -> bool:
+    """Whether the store holds all images. It is only read, since readers in this process may have it open."""
+    try:
+        store = CodeStore(path)
+        return store.header == header and store[-1].name == names[-1]
+    except UserError:  # missing, unfinished or damaged
+        return False
 
 
 class Batches(NamedTuple):

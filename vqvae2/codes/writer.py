@@ -1,5 +1,6 @@
 """Writing of a code store."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ class CodeWriter:
         self.path = path
         self.header = header
         make_dir(path)
+        gc.collect()  # closes the readers that are left in reference cycles: a process can open a file only once
         with opening(path):
             self._environment = lmdb.open(str(path), map_size=FIRST_MAP_BYTES)
         refuse_cut_off(self._environment, path)
