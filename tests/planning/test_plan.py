@@ -104,13 +104,17 @@ def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.M
 
 def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On cpu, the share of a matrix product's rate is measured for each stage, and loading takes time of the cores."""
-    monkeypatch.setattr("vqvae2.planning.plan._decoding", lambda config: {"drawn": 0.5})  # two seconds an image
+    monkeypatch.setattr("vqvae2.planning.plan._decoding", lambda config: {"drawn": 4.0})
+    monkeypatch.setattr("vqvae2.planning.speed.TIMED_SECONDS", 0.2)
     out = planned(monkeypatch, "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
     shares = re.findall(r"(\d+)% measured", out)
     assert len(shares) == 3 and "assumed" not in out
     stage1, *priors = map(float, rows(out)["seconds a step"])
-    loading = 8 * 2 / usable_cores()  # of a batch
+    loading = 8 / 4  # of a batch
     assert loading < stage1 < loading + 1 and max(priors) < 1
+    out = planned(monkeypatch, "--config", str(tmp_path / "tiny.yaml"), "--device", "cpu", "--processes", "2")
+    loading /= min(2, usable_cores())
+    assert loading < float(rows(out)["seconds a step"][0]) < loading + 1
 
 
 def test_speed_of_the_cpu_is_measured_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +126,7 @@ def test_speed_of_the_cpu_is_measured_without_accelerate(tmp_path: Path, monkeyp
     config, _ = parse_config(["--config", str(write_config(tmp_path, tmp_path / "run"))])
     stage = training_stages(config, 8)[0]
     cost = stage.cost(2, 1, False, "no")
+    monkeypatch.setattr("vqvae2.planning.speed.TIMED_SECONDS", 0.2)
     monkeypatch.setattr(PartialState, "__init__", chosen)
     speed = cpu_speed(stage, cost, 2, "no")
     assert speed.measured and 0 < speed.rate < speed.peak

@@ -82,8 +82,8 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         cost = costs[bool(stage.checkpointing)]
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch, precision) if cpu else gpu_speed(stage, setting.device, precision)
-        if cpu:  # processes and loader workers share the cores
-            loading = 1 / max(decoding.values()) / usable_cores() if stage.name == "stage 1" else 0.0
+        if cpu:  # processes and loader workers share the cores; the threads of an operation wait for the slowest one
+            loading = 1 / max(decoding.values()) / min(processes, usable_cores()) if stage.name == "stage 1" else 0.0
             speed = speed._replace(peak=speed.peak / processes, loading=loading)
         speeds.append(speed)
         columns[stage.name] = {

@@ -20,7 +20,8 @@ ASSUMED_ON_CPU = 0.6  # where one image is too much to measure; the low end of t
 MEASURED_OPERATIONS = 2e11  # at most, in a step that is timed: some seconds on two cores
 MEASURED_PARAMETERS = 1e8
 PRODUCT_SIDE = 2048
-TIMED_STEPS = 5
+TIMED_STEPS = 5  # at least
+TIMED_SECONDS = 4.0  # a shared machine can be faster for a second than it stays
 CPU = torch.device("cpu")
 
 
@@ -31,7 +32,7 @@ class Speed(NamedTuple):
         peak: operations per second of large matrix products.
         share: share of it that a training step reaches.
         measured: whether the share was measured; else it is assumed.
-        loading: seconds that loading an image takes from training, where both share the cores; else 0.
+        loading: seconds by which loading an image delays training, where both share the cores; else 0.
     """
 
     peak: float
@@ -81,6 +82,8 @@ def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int, precision: str
         if average:
             average.update(number, applied)
 
-    seconds = seconds_per_call({"step": step}, CPU, TIMED_STEPS, warm_up_calls=1, statistic=median)["step"]
+    first = seconds_per_call({"step": step}, CPU, 1, warm_up_calls=1)["step"]
+    repetitions = max(TIMED_STEPS, int(TIMED_SECONDS / first))
+    seconds = seconds_per_call({"step": step}, CPU, repetitions, warm_up_calls=0, statistic=median)["step"]
     operations = stage.cost(images, 1, bool(stage.checkpointing), precision).step
     return Speed(peak, operations / seconds / peak, True)
