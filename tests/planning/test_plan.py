@@ -17,7 +17,7 @@ from tests.conftest import ROOT, refusal, write_config
 from vqvae2.planning.cost import encoding_cost
 from vqvae2.planning.devices import GPUS, USABLE, device_called, this_device, usable_cores, usable_memory
 from vqvae2.planning.fake import without_memory
-from vqvae2.planning.plan import FILES
+from vqvae2.planning.loading import FILES
 from vqvae2.planning.remedies import encoding_remedy, remedy
 from vqvae2.planning.speed import cpu_speed
 from vqvae2.planning.stages import random_images, training_stages
@@ -104,7 +104,7 @@ def test_table_has_steps_passes_and_memory(tmp_path: Path, monkeypatch: pytest.M
 
 def test_speed_of_the_cpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On cpu, the share of a matrix product's rate is measured for each stage, and loading takes time of the cores."""
-    monkeypatch.setattr("vqvae2.planning.plan._decoding", lambda config: {"drawn": 4.0})
+    monkeypatch.setattr("vqvae2.planning.plan.loading_rates", lambda config: {"drawn": 4.0})
     monkeypatch.setattr("vqvae2.planning.speed.TIMED_SECONDS", 0.2)
     out = planned(monkeypatch, "--config", str(write_config(tmp_path, tmp_path / "run")), "--device", "cpu")
     shares = re.findall(r"(\d+)% measured", out)
@@ -141,6 +141,15 @@ def test_a_folder_of_images_need_not_exist(tmp_path: Path, monkeypatch: pytest.M
     assert len(small) == len(large) == 2 and all(0 < x < y for x, y in zip(small, large, strict=True))
     assert "1,000 images, 1,000 classes" in out and "1,000 classes unless --num_classes says otherwise" in out
     assert not root.exists() and not (tmp_path / "run").exists()
+
+
+def test_a_torchvision_data_set_may_hold_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of pixels of the configured size take fewer cores than JPEG files; the data set need not exist."""
+    config = write_config(tmp_path, tmp_path / "run")
+    flags = ["--images.source", "torchvision:MNIST", "--images.root", str(tmp_path / "nowhere"), "--device", "a100"]
+    table = rows(planned(monkeypatch, "--config", str(config), *flags, "--num_images", "1000"))
+    array, jpeg = (float(table[f"cores to load, {name}"][0].replace(",", "")) for name in ("array", "3-megapixel JPEG"))
+    assert 0 < array < jpeg and not (tmp_path / "nowhere").exists()
 
 
 def test_the_largest_batch_of_stage_2_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

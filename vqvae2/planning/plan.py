@@ -2,15 +2,14 @@
 
 from typing import NamedTuple
 
-from vqvae2.benchmarks.data import decoding_rates
-from vqvae2.benchmarks.timing import seconds_per_call
 from vqvae2.config import SAMPLES_AT_A_TIME, Config, level_grids, local_batch_size
 from vqvae2.errors import UserError
 from vqvae2.images.shapes import CLASSES
-from vqvae2.images.sources import SHAPES_TRAIN, DrawnShapes
+from vqvae2.images.sources import SHAPES_TRAIN
 from vqvae2.planning.cost import EncodingCost, TrainingCost, encoding_cost
 from vqvae2.planning.devices import USABLE, Device, device_called, usable_cores
 from vqvae2.planning.fake import without_memory
+from vqvae2.planning.loading import loading_rates
 from vqvae2.planning.remedies import encoding_remedy, remedy
 from vqvae2.planning.sizes import checkpoint_disk_bytes, record_bytes, sample_bytes
 from vqvae2.planning.speed import CPU, Speed, cpu_speed, gpu_speed
@@ -21,7 +20,6 @@ from vqvae2.run.precision import resolve_precision
 from vqvae2.training.window import WINDOW_IMAGES
 
 ASSUMED_CLASSES = 1000
-FILES = {"small JPEG": (256, 256), "3-megapixel JPEG": (2048, 1536)}  # (width, height)
 HOUR = 3600.0
 
 
@@ -69,7 +67,7 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
     batches = [stage.local_batch(processes) for stage in stages]
     local_batch_size("stage2.batch_size", config.stage2.batch_size, processes)
 
-    decoding = _decoding(config)
+    rates = loading_rates(config)
     columns: dict[str, Column] = {}
     remedies: list[str] = []
     speeds: list[Speed] = []
@@ -83,17 +81,17 @@ def plan(config: Config, processes: int, num_images: int | None, num_classes: in
         cpu = device == "cpu"
         speed = cpu_speed(stage, cost, batch, precision) if cpu else gpu_speed(stage, setting.device, precision)
         if cpu:  # processes and loader workers share the cores; the threads of an operation wait for the slowest one
-            loading = 1 / max(decoding.values()) / min(processes, usable_cores()) if stage.name == "stage 1" else 0.0
+            loading = 1 / max(rates.values()) / min(processes, usable_cores()) if stage.name == "stage 1" else 0.0
             speed = speed._replace(peak=speed.peak / processes, loading=loading)
         speeds.append(speed)
         columns[stage.name] = {
             **_memory(stage, costs, batch, setting),
-            **_time(stage, cost, batch, speed, setting, decoding),
+            **_time(stage, cost, batch, speed, setting, rates),
         }
         if cost.peak > setting.limit:
             remedies.append(remedy(stage, unsharded, batch, precision, setting.limit, processes))
         if stage.name == "stage 1":
-            columns["stage 2"], change = _encoding(setting, speed, decoding)
+            columns["stage 2"], change = _encoding(setting, speed, rates)
             remedies += change
         else:
             columns[stage.name] |= _sampling(stage, cost, batch, speed, setting)
@@ -120,7 +118,7 @@ def _memory(stage: Stage, costs: dict[bool, TrainingCost], batch: int, setting: 
 
 
 def _time(
-    stage: Stage, cost: TrainingCost, batch: int, speed: Speed, setting: Setting, decoding: dict[str, float]
+    stage: Stage, cost: TrainingCost, batch: int, speed: Speed, setting: Setting, rates: dict[str, float]
 ) -> Column:
     train = stage.train
     seconds = cost.step / speed.rate + train.batch_size * speed.loading
@@ -138,10 +136,10 @@ def _time(
         "images/s to load": short(rate),
         "GiB of checkpoints": gib(checkpoint_disk_bytes(cost.checkpoint, cost.model)),
     }
-    return column | (_cores(rate, decoding) if stage.name == "stage 1" else {})
+    return column | (_cores(rate, rates) if stage.name == "stage 1" else {})
 
 
-def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> tuple[Column, list[str]]:
+def _encoding(setting: Setting, speed: Speed, rates: dict[str, float]) -> tuple[Column, list[str]]:
     """Stage 2, at the speed of stage 1: its column, and what to change if it does not fit."""
     config, stage2 = setting.config, setting.config.stage2
     batch = stage2.batch_size // setting.processes
@@ -163,7 +161,7 @@ def _encoding(setting: Setting, speed: Speed, decoding: dict[str, float]) -> tup
         f"fits in {limit / 2**30:.0f} GiB": "yes" if fits else "NO",
         "hours": short(images / rate / HOUR) if images else "?",
         "images/s to load": short(rate),
-        **_cores(rate, decoding),
+        **_cores(rate, rates),
         "GiB of codes": gib(images * size) if images else f"{size} bytes an image",
     }
     return column, change
@@ -181,17 +179,8 @@ def _sampling(stage: Stage, cost: TrainingCost, batch: int, speed: Speed, settin
     }
 
 
-def _decoding(config: Config) -> dict[str, float]:
-    """Images per second of one core of this machine, for files of two sizes or for drawn shapes."""
-    if config.images.source != "shapes":
-        return decoding_rates(config, FILES, repetitions=3, count=2)
-    draw = DrawnShapes(config.images, config.seed, "train")
-    seconds = seconds_per_call({"draw": lambda: [draw(i) for i in range(8)]}, CPU, 1)
-    return {"drawn": 8 / seconds["draw"]}
-
-
-def _cores(rate: float, decoding: dict[str, float]) -> Column:
-    return {f"cores to load, {name}": short(rate / x) for name, x in decoding.items()}
+def _cores(rate: float, rates: dict[str, float]) -> Column:
+    return {f"cores to load, {name}": short(rate / x) for name, x in rates.items()}
 
 
 def _heading(setting: Setting) -> str:
