@@ -91,6 +91,23 @@ def test_models_are_not_split(monkeypatch: pytest.MonkeyPatch, variable: str, na
         start_accelerator("stage1", "no")
 
 
+DENORMAL = """
+import torch
+from vqvae2.run.launch import join_processes
+torch.set_num_threads(2)
+join_processes()
+momentum = torch.full((1_000_000,), 2e-38)  # long enough for both threads
+momentum.mul_(0.25)
+print(int(momentum.view(torch.int32).count_nonzero()))
+"""
+
+
+def test_denormal_numbers_are_zeros_in_all_threads() -> None:
+    """The momentum of units that no longer learn becomes 0, since CPUs are slow with denormal numbers."""
+    result = subprocess.run([sys.executable, "-c", DENORMAL], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.split() == ["0"], result.stderr
+
+
 def test_one_process_trains_in_one_precision_after_another() -> None:
     """The mixed precision can change within a process, as in stage 4, where each prior has its own.
 

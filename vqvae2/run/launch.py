@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
@@ -50,9 +51,12 @@ ALONE = Processes()
 
 
 def join_processes() -> PartialState:
-    """Initialize the process group if there are several processes.
+    """Initialize the process group if there are several processes, and compute with denormal numbers as zeros.
 
-    ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it.
+    ACCELERATE_USE_CPU is passed on explicitly, since PartialState does not read it. The optimizer's momentum of units
+    that no longer learn decays to denormal numbers (below 1.2e-38), which slow CPUs down, see
+    vqvae2/training/README.md. Call this before other functions of PyTorch: its threads take the setting from the one
+    that starts them.
 
     Raises:
         UserError: Accelerate is configured to split models over processes, or restarts would hang.
@@ -65,6 +69,7 @@ def join_processes() -> PartialState:
                 "distributed_type MULTI_GPU (accelerate launch --multi_gpu), with shard_optimizer: true to save memory"
             )
     use_fresh_store()
+    torch.set_flush_denormal(True)
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT_FOR_ONE_PROCESS)
 
 
