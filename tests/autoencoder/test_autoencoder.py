@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from tests.conftest import ROOT
 from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
-from vqvae2.autoencoder.blocks import inputs_per_output
+from vqvae2.autoencoder.blocks import ResidualBlock, inputs_per_output
 from vqvae2.config import AutoencoderConfig, LevelConfig
+from vqvae2.config.absent import completed
 from vqvae2.images.convert import to_float, to_uint8
 from vqvae2.run.command_line import parse_config
 
@@ -233,3 +234,25 @@ def test_weights_follow_from_the_seed_alone() -> None:
     second, other = (build_autoencoder(config, 3, seed=seed).state_dict() for seed in (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["to_codes.0.weight"], other["to_codes.0.weight"])
+
+
+def test_units_go_on_learning_with_gelu() -> None:
+    """A hidden unit that is below zero everywhere has a gradient with gelu, the default, and none with relu."""
+    learns = {}
+    for activation in ("gelu", "relu"):
+        block = tiny(1, activation=activation).encoders[0][-2]
+        assert isinstance(block, ResidualBlock)
+        with torch.no_grad():
+            block.merge.weight.fill_(1.0)
+            block.spread.bias.copy_(torch.tensor([-2.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+            block.spread.weight.mul_(0.01)
+        block(torch.randn(2, 12, 8, 12, generator=torch.Generator().manual_seed(0))).sum().backward()
+        assert block.spread.weight.grad is not None
+        learns[activation] = (block.spread.weight.grad.flatten(1) != 0).any(1).tolist()
+    assert learns == {"gelu": [True] * 6, "relu": [False] + [True] * 5}
+
+
+def test_models_of_earlier_versions_have_relu() -> None:
+    """The description of a model without the field `activation` is that of a model with ReLU units."""
+    assert completed({"autoencoder": {"hidden_channels": 12}})["autoencoder"]["activation"] == "relu"
+    assert AutoencoderConfig([LevelConfig("top", 4, 8, 4)]).activation == "gelu"

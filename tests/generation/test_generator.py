@@ -165,7 +165,7 @@ def test_images_so_far_of_several_particles_are_of_the_first_one(generator: Gene
     """There is one for each image, not for each particle; the first ones show the kept codes of the coarsest level."""
     seen: list[torch.Tensor] = []
     images = some_images(2)
-    begun = {"top": generator.encode(images)["top"]}
+    begun = {"top": generator.kept_region(images, "left")["top"].codes.clone()}  # the right half was filled
     begun["top"][:, :, 2:] = -1
     generator.complete(images, "left", particles=3, batch_size=6, watch=lambda so_far: seen.append(so_far()))
     assert {x.shape for x in seen} == {images.shape}

@@ -70,7 +70,7 @@ def test_absent_fields_are_added_and_present_ones_stay() -> None:
         "priors": {"top": {}, "bottom": {"activation_checkpointing": True}},
     }
     assert completed(record) == {
-        "autoencoder": {"level_dropout": 0.3},
+        "autoencoder": {"level_dropout": 0.3, "activation": "relu"},
         "priors": {
             "top": {"activation_checkpointing": False, "right_reach": None},
             "bottom": {"activation_checkpointing": True, "right_reach": None},

@@ -14,6 +14,8 @@ from vqvae2.autoencoder.quantiser import Quantised, Quantiser
 from vqvae2.config import AutoencoderConfig
 from vqvae2.images.convert import to_float, to_uint8
 
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+GAINS = {"relu": 2.0, "gelu": 2.5}  # initial variance of the weights times the number of inputs; gelu: by trial
 FEATURE_SCALE = 0.3  # initial scale of the features, relative to the hidden activations
 IMAGE_SCALE = 0.1  # initial scale of the decoded image, relative to the hidden activations
 INPUTS_AT_RATE = 4096  # inputs per output at which the rate factor is 1; with 2048 and 1024, models learned more slowly
@@ -59,7 +61,10 @@ class Autoencoder(nn.Module):
         contexts = [0] + [level.code_dim for level in levels[1:]]
         outputs = [*contexts[1:], channels]
 
-        self.encoders = module_list(encoder(n, *widths, ratio) for n, ratio in zip(inputs, ratios, strict=True))
+        activation = ACTIVATIONS[config.activation]
+        self.encoders = module_list(
+            encoder(n, *widths, ratio, activation) for n, ratio in zip(inputs, ratios, strict=True)
+        )
         self.to_codes = module_list(
             nn.Conv2d(hidden + context, level.code_dim, 1) for level, context in zip(levels, contexts, strict=True)
         )
@@ -67,7 +72,7 @@ class Autoencoder(nn.Module):
             Quantiser(level.codebook_size, level.code_dim, learned=config.codebook_update == "loss") for level in levels
         )
         self.decoders = module_list(
-            decoder(level.code_dim + context, *widths, ratio, out)
+            decoder(level.code_dim + context, *widths, ratio, out, activation)
             for level, context, ratio, out in zip(levels, contexts, ratios, outputs, strict=True)
         )
         self._initialise()
@@ -80,8 +85,9 @@ class Autoencoder(nn.Module):
         Initial features are small, so that the commitment loss does not dominate the reconstruction loss. The
         initial image is close to zero, the middle of its range.
         """
+        gain = GAINS[self.config.activation]
         for convolution in self._convolutions():
-            convolution.weight.normal_(std=math.sqrt(2 / inputs_per_output(convolution)))
+            convolution.weight.normal_(std=math.sqrt(gain / inputs_per_output(convolution)))
             assert convolution.bias is not None
             convolution.bias.zero_()
         for block in self.modules():

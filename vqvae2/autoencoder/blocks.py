@@ -1,25 +1,34 @@
 """Convolutional blocks of the autoencoder (Razavi et al. 2019, section 3.1 and appendix A)."""
 
 import itertools
+from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]  # makes the module
 
 
 class ResidualBlock(nn.Module):
-    """Residual block x + conv1x1(relu(conv3x3(relu(x)))) on (B, channels, H, W)."""
+    """Residual block x + conv1x1(activation(conv3x3(activation(x)))) on (B, channels, H, W)."""
 
-    def __init__(self, channels: int, residual_channels: int):
+    def __init__(self, channels: int, residual_channels: int, activation: Activation = nn.ReLU):
         super().__init__()
+        self.activation = activation()
         self.spread = nn.Conv2d(channels, residual_channels, 3, padding=1)
         self.merge = nn.Conv2d(residual_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.merge(F.relu(self.spread(F.relu(x))))  # (B, channels, H, W)
+        residual = self.spread(self.activation(x))  # (B, residual_channels, H, W)
+        return x + self.merge(self.activation(residual))  # (B, channels, H, W)
 
 
 def encoder(
-    in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int
+    in_channels: int,
+    hidden_channels: int,
+    residual_channels: int,
+    residual_layers: int,
+    ratio: int,
+    activation: Activation = nn.ReLU,
 ) -> nn.Sequential:
     """Encoder (B, in_channels, H, W) -> (B, hidden_channels, H / ratio, W / ratio).
 
@@ -29,14 +38,20 @@ def encoder(
     widths = [in_channels, hidden_channels // 2] + [hidden_channels] * (halvings - 1)
     layers: list[nn.Module] = []
     for narrow, wide in itertools.pairwise(widths):
-        layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), activation()]
     layers.append(nn.Conv2d(widths[-1], hidden_channels, 3, padding=1))
-    layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
-    return nn.Sequential(*layers, nn.ReLU())
+    layers += [ResidualBlock(hidden_channels, residual_channels, activation) for _ in range(residual_layers)]
+    return nn.Sequential(*layers, activation())
 
 
 def decoder(
-    in_channels: int, hidden_channels: int, residual_channels: int, residual_layers: int, ratio: int, out_channels: int
+    in_channels: int,
+    hidden_channels: int,
+    residual_channels: int,
+    residual_layers: int,
+    ratio: int,
+    out_channels: int,
+    activation: Activation = nn.ReLU,
 ) -> nn.Sequential:
     """Decoder (B, in_channels, H, W) -> (B, out_channels, H * ratio, W * ratio), the reverse of `encoder`.
 
@@ -46,9 +61,9 @@ def decoder(
     widths = [hidden_channels] * (doublings - 1) + [hidden_channels // 2] * (doublings > 1) + [out_channels]
     widths = [hidden_channels, *widths][-doublings - 1 :]
     layers: list[nn.Module] = [nn.Conv2d(in_channels, hidden_channels, 3, padding=1)]
-    layers += [ResidualBlock(hidden_channels, residual_channels) for _ in range(residual_layers)]
+    layers += [ResidualBlock(hidden_channels, residual_channels, activation) for _ in range(residual_layers)]
     for wide, narrow in itertools.pairwise(widths):
-        layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        layers += [activation(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
     return nn.Sequential(*layers)
 
 

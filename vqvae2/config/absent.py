@@ -13,6 +13,7 @@ ABSENT: dict[str, Any] = {  # * matches every level
     "images.max_unreadable_fraction": 0.0,
     "images.image_column": None,
     "images.label_column": None,
+    "autoencoder.activation": "relu",
     "autoencoder.level_dropout": 0.0,
     "stage2.flipped_copies": False,
     "stage2.cropped_copies": 0,

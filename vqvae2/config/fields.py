@@ -104,6 +104,8 @@ class AutoencoderConfig:
         hidden_channels: Number of channels of the hidden layers of the encoders and decoders, 2 or more.
         residual_channels: Number of channels inside a residual block, 1 or more.
         residual_layers: Number of residual blocks in each encoder and each decoder, 0 or more.
+        activation: Activation function of the encoders and decoders: gelu, or relu as in the paper, of which some units
+            stop learning.
         reconstruction_loss: Reconstruction loss over pixels in [-1, 1]: mse (mean squared error) or l1 (mean absolute
             error).
         commitment_weight: Weight of the commitment loss (beta), 0 or more.
@@ -123,6 +125,7 @@ class AutoencoderConfig:
     hidden_channels: int = 128
     residual_channels: int = 64
     residual_layers: int = 2
+    activation: Literal["relu", "gelu"] = "gelu"
     reconstruction_loss: Literal["mse", "l1"] = "mse"
     commitment_weight: float = 0.25
     codebook_update: Literal["ema", "loss"] = "ema"

@@ -100,7 +100,8 @@ class VQVAE(Member):
         super().__init__(setting)
         c = setting.config
         levels = [LevelConfig(name, stride, c.codebook_size, c.code_dim) for name, stride in self.strides.items()]
-        config = AutoencoderConfig(levels, c.hidden_channels, c.residual_channels, c.residual_layers)
+        sizes = (c.hidden_channels, c.residual_channels, c.residual_layers)
+        config = AutoencoderConfig(levels, *sizes, activation="relu")  # as in the trunk of the others
         kind = BlackAndWhiteAutoencoder if setting.observation == "bernoulli" else GaussianAutoencoder
         self.autoencoder: LikelihoodAutoencoder = kind(config, setting.channels)
         self.grids = level_grids(levels, setting.height_width)
