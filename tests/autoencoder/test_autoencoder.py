@@ -9,7 +9,6 @@ from vqvae2.autoencoder.artefact import build_autoencoder
 from vqvae2.autoencoder.autoencoder import Autoencoder
 from vqvae2.autoencoder.blocks import ResidualBlock, inputs_per_output
 from vqvae2.config import AutoencoderConfig, LevelConfig
-from vqvae2.config.absent import completed
 from vqvae2.images.convert import to_float, to_uint8
 from vqvae2.run.command_line import parse_config
 
@@ -239,8 +238,10 @@ def test_weights_follow_from_the_seed_alone() -> None:
 def test_units_go_on_learning_with_gelu() -> None:
     """A hidden unit that is below zero everywhere has a gradient with gelu, the default, and none with relu."""
     learns = {}
-    for activation in ("gelu", "relu"):
-        block = tiny(1, activation=activation).encoders[0][-2]
+    for activation, options in (("gelu", {}), ("relu", {"activation": "relu"})):
+        autoencoder = tiny(1, **options)
+        assert autoencoder.config.activation == activation
+        block = autoencoder.encoders[0][-2]
         assert isinstance(block, ResidualBlock)
         with torch.no_grad():
             block.merge.weight.fill_(1.0)
@@ -250,9 +251,3 @@ def test_units_go_on_learning_with_gelu() -> None:
         assert block.spread.weight.grad is not None
         learns[activation] = (block.spread.weight.grad.flatten(1) != 0).any(1).tolist()
     assert learns == {"gelu": [True] * 6, "relu": [False] + [True] * 5}
-
-
-def test_models_of_earlier_versions_have_relu() -> None:
-    """The description of a model without the field `activation` is that of a model with ReLU units."""
-    assert completed({"autoencoder": {"hidden_channels": 12}})["autoencoder"]["activation"] == "relu"
-    assert AutoencoderConfig([LevelConfig("top", 4, 8, 4)]).activation == "gelu"
