@@ -4,8 +4,9 @@
 
 Every time is a run of its own, with schedules that end with it. Stages 1 and 2 use all cores. Then two processes train
 the priors, with half of the cores each: one that of the second level, the other one those of all other levels. The
-numbers of steps follow from the speed of the stages of the run `--like`, trained in the same way on the same machine. A
-finished run is not trained again. Writes how_long.png and how_long.md into the folder.
+numbers of steps are those of the configuration times one factor, which follows from the speed of the stages of the run
+`--like`, trained in the same way on the same machine. A finished run is not trained again. Writes how_long.png and
+how_long.md into the folder.
 """
 
 import json
@@ -30,7 +31,6 @@ from vqvae2.run.command_line import parse_options, run
 from vqvae2.run.directory import stage_dir
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-SHARE_OF_STAGE1 = 0.35  # of the time that is left for steps, without that of stage 2
 SHARE_OF_STAGE2 = 0.1  # at most: if all images take longer, the priors learn from some
 START = 10.0  # seconds a stage takes before its first step and after its last one, by experience on two cores
 ENCODING = 5  # images encoded in the time that training takes for one; measured with leaves256.yaml
@@ -75,23 +75,20 @@ class Training:
         section: the flags' section.
         settings: its values in the configuration.
         directory: where the stage writes.
-        share: share of the time that stages 1, 3 and 4 have for steps; those of priors add up to two processes.
     """
 
     section: str
     settings: dict
     directory: Path
-    share: float
 
 
 def trainings(config: dict, run_dir: Path) -> list[Training]:
     """The models that the stages train: the autoencoder, then the priors, the coarsest level first."""
     levels = [level["name"] for level in config["autoencoder"]["levels"]]
-    models = [Training("stage1", config["stage1"], stage_dir(run_dir, 1), SHARE_OF_STAGE1)]
+    models = [Training("stage1", config["stage1"], stage_dir(run_dir, 1))]
     for i, name in enumerate(levels):
         directory = stage_dir(run_dir, 4, name) if i else stage_dir(run_dir, 3)
-        share = (1 - SHARE_OF_STAGE1) * (1 if i == 1 or len(levels) == 1 else 1 / (len(levels) - 1))
-        models.append(Training(f"priors.{name}.train", config["priors"][name]["train"], directory, share))
+        models.append(Training(f"priors.{name}.train", config["priors"][name]["train"], directory))
     return models
 
 
@@ -104,8 +101,12 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
     copies = Stage2Config(**config["stage2"]).copies
     total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
     encoding = min(SHARE_OF_STAGE2 * left, copies * total / (ENCODING * speeds[0]))
-    for training, speed in zip(models, speeds, strict=True):
-        steps = round(training.share * (left - encoding) * speed / training.settings["batch_size"])
+    settings = [training.settings for training in models]
+    autoencoder, *priors = [x["total_steps"] * x["batch_size"] / y for x, y in zip(settings, speeds, strict=True)]
+    second_level = sum(priors[1:2])
+    factor = (left - encoding) / (autoencoder + max(second_level, sum(priors) - second_level))
+    for training in models:
+        steps = round(factor * training.settings["total_steps"])
         if steps < 4:
             raise UserError(f"{seconds / 60:g} minutes: {training.section} would have {steps} steps: give more minutes")
         chosen = {
