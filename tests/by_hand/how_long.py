@@ -101,8 +101,8 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
     copies = Stage2Config(**config["stage2"]).copies
     total = sum(1 for path in Path(config["images"]["root"]).rglob("*") if path.is_file())
     encoding = min(SHARE_OF_STAGE2 * left, copies * total / (ENCODING * speeds[0]))
-    settings = [training.settings for training in models]
-    autoencoder, *priors = [x["total_steps"] * x["batch_size"] / y for x, y in zip(settings, speeds, strict=True)]
+    images = [training.settings["total_steps"] * training.settings["batch_size"] for training in models]
+    autoencoder, *priors = [count / speed for count, speed in zip(images, speeds, strict=True)]
     second_level = sum(priors[1:2])
     factor = (left - encoding) / (autoencoder + max(second_level, sum(priors) - second_level))
     for training in models:
@@ -117,9 +117,9 @@ def flags_for(config: dict, like: Path, seconds: float) -> list[str]:
         flags += [x for key, value in chosen.items() for x in (f"--{training.section}.{key}", str(value))]
         if training.section == "stage1":
             flags += ["--autoencoder.continuous_steps", str(min(config["autoencoder"]["continuous_steps"], steps // 6))]
-    images = round(encoding * ENCODING * speeds[0] / copies)
+    encoded = round(encoding * ENCODING * speeds[0] / copies)
     flags += ["--images.validation_fraction", f"{HELD_OUT / total:.4f}"]
-    return [*flags, *(["--images.max_images", str(images)] if images < total - HELD_OUT else [])]
+    return [*flags, *(["--images.max_images", str(encoded)] if encoded < total - HELD_OUT else [])]
 
 
 def call_all(stages: list[tuple[str, list[str]]], cores: int) -> None:
