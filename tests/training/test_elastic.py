@@ -71,7 +71,10 @@ def after(folder: Path) -> None:
 
 
 def diverge(folder: Path) -> None:
-    """In step 5, a weight of process 1 changes by one unit in the last place, or an average of a codebook by 1 %."""
+    """In step 5, a parameter of process 1 changes by one unit in the last place, or an average of a codebook by 1 %.
+
+    All weights of the parameter change, because the rounding of the next update may undo the change of a single one.
+    """
     for name in MODELS:
         settings = TrainConfig(**{**SETTINGS, "total_steps": 20, "save_every": 4, "log_every": 3})
         objective = MODELS[name](settings)
@@ -83,8 +86,8 @@ def diverge(folder: Path) -> None:
                 if averages := objective.state():
                     averages["top.average_sum"].mul_(1.01)
                 else:
-                    weight = objective.module.state_dict()["row_position"].view(-1)
-                    weight[0] = torch.nextafter(weight[0], torch.tensor(torch.inf))
+                    weights = objective.module.state_dict()["row_position"]
+                    weights.copy_(torch.nextafter(weights, torch.tensor(torch.inf)))
 
         objective.end_step = spoilt
         try:

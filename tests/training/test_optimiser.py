@@ -31,7 +31,7 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool, muon: bool) -> No
     """Steps after a round trip through safetensors equal those without interruption, bit for bit."""
     straight, resumed = a_module(channels_last), a_module(channels_last)
     optimiser, second = (
-        build_optimiser(x, {}, matrices=[x[0].weight] if muon else [], weight_decay=0.1) for x in (straight, resumed)
+        build_optimiser(x, {}, matrices={x[0].weight: 2} if muon else {}, weight_decay=0.1) for x in (straight, resumed)
     )
     steps(straight, optimiser, range(3))
     saved = load(save({name: x.contiguous() for name, x in optimiser_state(optimiser, straight).items()}))
@@ -50,7 +50,7 @@ def test_loaded_state_goes_on_bit_for_bit(channels_last: bool, muon: bool) -> No
 def test_a_step_is_skipped(muon: bool) -> None:
     """A step is skipped where `found_inf` is 1, even with NaN gradients; the attribute is undocumented."""
     module = a_module(channels_last=False)
-    optimiser = build_optimiser(module, {}, matrices=[module[0].weight] if muon else [], weight_decay=0.1)
+    optimiser = build_optimiser(module, {}, matrices={module[0].weight: 1} if muon else {}, weight_decay=0.1)
     set_rate(optimiser, 1e-3)
     before = [p.detach().clone() for p in module.parameters()]
     skip_where(optimiser, torch.tensor(True))
@@ -88,7 +88,7 @@ def test_kernels_are_matrices_of_outputs_and_inputs() -> None:
     """The first update of a kernel is the orthogonal matrix nearest to its gradient, times rate and shape factor."""
     module = nn.Conv2d(3, 40, (1, 2), bias=False).to(memory_format=torch.channels_last)
     before = module.weight.detach().clone()
-    optimiser = build_optimiser(module, {}, matrices=[module.weight])
+    optimiser = build_optimiser(module, {}, matrices={module.weight: 1})
     set_rate(optimiser, 0.1)
     module.weight.grad = torch.randn_like(module.weight)
     left, _, right = torch.linalg.svd(module.weight.grad.flatten(1), full_matrices=False)
@@ -98,12 +98,33 @@ def test_kernels_are_matrices_of_outputs_and_inputs() -> None:
     assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.97
 
 
+def test_parts_of_a_weight_are_matrices_of_their_own() -> None:
+    """A weight of N parts, one below the other, is updated as N weights of one part."""
+    torch.manual_seed(0)
+    whole = nn.Linear(10, 12, bias=False)
+    thirds = nn.ModuleList(nn.Linear(10, 4, bias=False) for _ in range(3))
+    with torch.no_grad():
+        whole.weight.copy_(torch.cat([x.weight for x in thirds]))
+    before = whole.weight.detach().clone()
+    cases = [(whole, {whole.weight: 3}, [12]), (thirds, {x.weight: 1 for x in thirds}, [4, 4, 4])]
+    for module, matrices, outputs in cases:
+        optimiser = build_optimiser(module, {}, matrices=matrices)
+        set_rate(optimiser, 0.1)
+        for seed in range(2):
+            gradient = torch.randn(12, 10, generator=torch.Generator().manual_seed(seed))
+            for parameter, part in zip(module.parameters(), gradient.split(outputs), strict=True):
+                parameter.grad = part.clone()
+            optimiser.step()
+    assert torch.allclose(whole.weight, torch.cat([x.weight for x in thirds]), atol=1e-6)
+    assert (whole.weight - before).norm(dim=1).min() > 0.05
+
+
 def test_weight_decay_shrinks_the_matrices_alone() -> None:
     """With decay d and rate r, a matrix loses r * d of itself besides the update; a bias does not."""
     plain, decayed = (a_module(channels_last=False) for _ in range(2))
     before = plain[0].weight.detach().clone()
     for module, decay in ((plain, 0.0), (decayed, 0.5)):
-        optimiser = build_optimiser(module, {}, matrices=[module[0].weight], weight_decay=decay)
+        optimiser = build_optimiser(module, {}, matrices={module[0].weight: 1}, weight_decay=decay)
         set_rate(optimiser, 0.1)
         steps(module, optimiser, range(1))
     assert torch.allclose(decayed[0].weight, plain[0].weight - 0.05 * before, atol=1e-6)

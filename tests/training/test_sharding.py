@@ -184,7 +184,7 @@ def test_parameters_are_dealt_evenly_and_never_split() -> None:
     assert [sum(sizes[name] for name, x in owners.items() if x == i) for i in range(3)] == [1600, 900, 590]
     few = nn.Linear(3, 2)
     shard = Shard(owners_of(few, 3), 2, 3)
-    optimiser = build_optimiser(few, {}, matrices=[few.weight], shard=shard)
+    optimiser = build_optimiser(few, {}, matrices={few.weight: 1}, shard=shard)
     set_rate(optimiser, 1.0)
     few(torch.ones(1, 3)).sum().backward()
     optimiser.step()

@@ -40,7 +40,7 @@ class AutoencoderObjective:
         """
         self.module = autoencoder
         self.rate_factors = autoencoder.rate_factors()
-        self.matrices = list(self.rate_factors)  # the weights of all convolutions
+        self.matrices = dict.fromkeys(self.rate_factors, 1)  # the weights of all convolutions
         self.start_step = 0 if trained else min(autoencoder.config.continuous_steps, total_steps // 2)
         self.started = False
         self.seed = seed

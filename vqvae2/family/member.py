@@ -110,15 +110,21 @@ class Member(nn.Module):
         """Adam's learning rate multipliers, for the parameters whose multiplier is not 1."""
         return {}
 
-    def matrices(self) -> list[nn.Parameter]:
+    def matrices(self) -> dict[nn.Parameter, int]:
         """Weights of linear and convolution layers, which Muon updates if the configuration asks for it.
 
-        As in the priors, the last layer of a causal network, whose rows are the codes' own, is left to Adam.
+        Those of causal networks are as in the priors: the last layer, whose rows are the codes' own, is left to Adam.
+
+        Returns:
+            The number of matrices that the outputs of each are divided into.
         """
-        by_adam = {id(x.to_logits) for x in self.modules() if isinstance(x, Prior)}
+        priors = [x for x in self.modules() if isinstance(x, Prior)]
+        by_adam = {id(x.to_logits) for x in priors}
         layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
-        weights = [cast(nn.Parameter, x.weight) for x in layers if id(x) not in by_adam]
-        return [x for x in weights if x.requires_grad]
+        matrices = dict.fromkeys([cast(nn.Parameter, x.weight) for x in layers if id(x) not in by_adam], 1)
+        for prior in priors:
+            matrices |= prior.matrices()
+        return {weight: parts for weight, parts in matrices.items() if weight.requires_grad}
 
     def noise(self, purpose: str, batch: ImageBatch, step: int, *shape: int) -> Tensor:
         """Standard normal numbers (B, *shape), a function of seed, purpose, step and batch index only."""

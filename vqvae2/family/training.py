@@ -1,7 +1,7 @@
 """Training of one model of the family with the loop of the stages."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class MemberObjective:
     def __init__(self, member: Member):
         self.module = member
         self.rate_factors: dict[nn.Parameter, float] = member.rate_factors()
-        self.matrices: Collection[nn.Parameter] = member.matrices()
+        self.matrices: Mapping[nn.Parameter, int] = member.matrices()
 
     @property
     def start_step(self) -> int | None:

@@ -122,10 +122,18 @@ class Prior(nn.Module):
             projected = vectors @ torch.randn(vectors.shape[1], weight.shape[1])  # (K, channels)
             weight.copy_(projected * (weight.std() / projected.std().clamp(min=1e-12)))
 
-    def matrices(self) -> list[nn.Parameter]:
-        """Weights of all linear and convolution layers but the last one, whose rows are the codes' own."""
+    def matrices(self) -> dict[nn.Parameter, int]:
+        """Weights of all linear and convolution layers but the last one, whose rows are the codes' own.
+
+        Returns:
+            The number of matrices that the outputs of each are divided into: 2 for values and gates, and for keys and
+            values of attention, else 1.
+        """
         layers = [x for x in self.modules() if isinstance(x, nn.Linear | nn.Conv2d) and x is not self.to_logits]
-        return [cast(nn.Parameter, x.weight) for x in layers]
+        weights = [cast(nn.Parameter, x.weight) for x in layers]
+        gated = [x for layer in self.layers for x in (layer.vertical_in, layer.downwards, layer.horizontal_in)]
+        halves = {id(x.weight) for x in [*gated, *(x.key_value for x in self.attention.values())]}
+        return {weight: 2 if id(weight) in halves else 1 for weight in weights}
 
     def reach(self) -> Reach:
         """The receptive field of a position."""

@@ -1,6 +1,6 @@
 """The interface between the training loop and a model: module, loss of a batch, and updates after each step."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -33,7 +33,8 @@ class Objective(Protocol):
     Attributes:
         module: the module to train.
         rate_factors: Adam's learning rate multipliers, for the parameters whose multiplier is not 1.
-        matrices: weights of linear and convolution layers, which Muon updates if the configuration asks for it.
+        matrices: weights of linear and convolution layers, which Muon updates if the configuration asks for it, and the
+            number of matrices that the outputs of each are divided into.
         betas: Adam's betas.
         start_step: step before which `start` is called; None: never.
         validated_by: the validation metric, lower is better, whose best weights are exported; None: the last weights.
@@ -46,7 +47,7 @@ class Objective(Protocol):
     def rate_factors(self) -> dict[nn.Parameter, float]: ...
 
     @property
-    def matrices(self) -> Collection[nn.Parameter]: ...
+    def matrices(self) -> Mapping[nn.Parameter, int]: ...
 
     @property
     def betas(self) -> tuple[float, float]: ...
@@ -88,7 +89,7 @@ class WeightsObjective(Generic[M]):
         """Set up for `module` and a global batch of `batch_size` images."""
         self.module = module
         self.rate_factors: dict[nn.Parameter, float] = {}
-        self.matrices: Collection[nn.Parameter] = ()
+        self.matrices: Mapping[nn.Parameter, int] = {}
         self.start_step: int | None = None
         self.batch_size = batch_size
         self.seed = seed
@@ -120,5 +121,5 @@ def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE, wei
         shard: the parameters that this process updates.
         weight_decay: the configuration's.
     """
-    matrices = objective.matrices if optimizer == "muon" else ()
+    matrices = objective.matrices if optimizer == "muon" else None
     return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices, shard, weight_decay)

@@ -1,6 +1,6 @@
 """Adam and Muon, with their state as named tensors, so that checkpoints need no pickle."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def build_optimiser(
     module: nn.Module,
     rate_factors: dict[nn.Parameter, float],
     betas: tuple[float, float] = DEFAULT_BETAS,
-    matrices: Collection[nn.Parameter] = (),
+    matrices: Mapping[nn.Parameter, int] | None = None,
     shard: Shard = WHOLE,
     weight_decay: float = 0.0,
 ) -> MuonAdam:
@@ -26,20 +26,20 @@ def build_optimiser(
         module: the module to train, already on its device.
         rate_factors: learning rate multipliers, for the parameters whose multiplier is not 1; not for `matrices`.
         betas: decay of Adam's moving averages of the gradient and of its square.
-        matrices: weights of linear and convolution layers that are updated by Muon.
+        matrices: weights of linear and convolution layers that Muon updates, and the number of matrices that the
+            outputs of each are divided into; None: none.
         shard: the parameters that this process updates.
         weight_decay: share of themselves, times the learning rate, by which `matrices` shrink in each step.
     """
-    by_muon = {id(p) for p in matrices}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad and shard.owns(name):
-            muon = id(p) in by_muon
-            groups.setdefault((1.0 if muon else rate_factors.get(p, 1.0), muon), []).append(p)
-    owned = groups or {(1.0, False): []}  # with more processes than parameters, some have none
+            parts = (matrices or {}).get(p, 0)
+            groups.setdefault((1.0 if parts else rate_factors.get(p, 1.0), parts), []).append(p)
+    owned = groups or {(1.0, 0): []}  # with more processes than parameters, some have none
     parameters = [
-        {"params": ps, "rate_factor": factor, "matrices": muon, "weight_decay": weight_decay if muon else 0.0}
-        for (factor, muon), ps in owned.items()
+        {"params": ps, "rate_factor": factor, "matrices": parts, "weight_decay": weight_decay if parts else 0.0}
+        for (factor, parts), ps in owned.items()
     ]
     return MuonAdam(parameters, betas=betas, fused=True)
 
