@@ -1,4 +1,4 @@
-"""Parameter counts of the paper's priors, activation checkpointing, and initial weights."""
+"""Parameter counts of the paper's priors, activation checkpointing, initial weights, and matrices for Muon."""
 
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,18 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(options: dict[s
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
     assert any(g.abs().max() > 0 for g in gradients.values())
     assert kept_again < kept / 2
+
+
+def test_outputs_with_two_meanings_are_two_matrices() -> None:
+    """Values and gates, and keys and values, are matrices of their own for Muon; the weights of the logits are none."""
+    prior = tiny_prior(layers=2, attention_layers=1, coarser=(2,), classes=3)
+    names = {p: name for name, p in prior.named_parameters()}
+    parts = {names[p]: count for p, count in prior.matrices().items()}
+    halves = {"0.vertical_in", "0.downwards", "0.horizontal_in", "1.vertical_in", "1.downwards", "1.horizontal_in"}
+    expected = {f"layers.{x}.weight" for x in halves} | {"attention.1.key_value.weight"}
+    assert {name for name, count in parts.items() if count == 2} == expected
+    assert parts["layers.0.horizontal_out.weight"] == parts["attention.1.query.weight"] == 1
+    assert "to_logits.weight" not in parts and "embedding.weight" not in parts
 
 
 def test_weights_of_a_code_start_from_its_code_vector() -> None:
