@@ -53,7 +53,10 @@ class Speedrun:
         self.prior = build_prior(self.prior_config, trained.grids, level, len(trained.classes), config.seed, codebooks)
         self.prior.to(self.accelerator.device)
         self.objective = PriorObjective(self.prior, self.train.batch_size, config.seed)
-        self.optimiser = optimiser_of(self.objective, self.train.optimizer, weight_decay=self.train.decay)
+        precision = self.accelerator.mixed_precision
+        self.optimiser = optimiser_of(
+            self.objective, self.train.optimizer, weight_decay=self.train.decay, precision=precision
+        )
         decay = self.train.weight_average_decay
         self.average = WeightAverage(self.prior, decay) if decay else None
         order = StepOrder(len(self.codes), self.train.batch_size, config.seed, 0)

@@ -99,7 +99,7 @@ def _training_step(config: Config, images: Tensor, accelerator: Accelerator) -> 
     """The training step of stage 1: loss, backward pass, gradient clipping, update of parameters and codebooks."""
     autoencoder = _new_autoencoder(config, accelerator)
     objective = AutoencoderObjective(autoencoder, len(images), config.stage1.total_steps, config.seed)
-    optimiser = optimiser_of(objective, config.stage1.optimizer)
+    optimiser = optimiser_of(objective, config.stage1.optimizer, precision=accelerator.mixed_precision)
     set_rate(optimiser, config.stage1.learning_rate)
     indices = torch.arange(len(images), device=accelerator.device)
     batch = ImageBatch(images, torch.zeros_like(indices), indices, indices)

@@ -119,7 +119,7 @@ def _random_codes(shapes: list[LevelGrid], batch: int, device: torch.device) -> 
 def _training_step(prior: Prior, train: TrainConfig, accelerator: Accelerator) -> Callable[[], None]:
     batch_size = train.batch_size
     objective = PriorObjective(prior, batch_size, seed=0)
-    optimiser = optimiser_of(objective, train.optimizer)
+    optimiser = optimiser_of(objective, train.optimizer, precision=accelerator.mixed_precision)
     set_rate(optimiser, train.learning_rate)
     indices = torch.arange(batch_size, device=accelerator.device)
     codes = _random_codes([*prior.coarser, prior.grid], batch_size, accelerator.device)

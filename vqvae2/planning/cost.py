@@ -85,7 +85,7 @@ def training_cost(
     with FakeTensorMode(), LiveBytes() as live:
         replace_tensors(module)
         objective = objective_of(module)
-        optimiser = optimiser_of(objective, train.optimizer)
+        optimiser = optimiser_of(objective, train.optimizer, precision=precision)
         set_rate(optimiser, train.learning_rate)
         trained = [p for p in module.parameters() if p.requires_grad]
         _set_gradients(trained)

@@ -65,7 +65,7 @@ def cpu_speed(stage: Stage, cost: TrainingCost, local_batch: int, precision: str
         return Speed(peak, ASSUMED_ON_CPU, False)
     module: nn.Module = stage.build(bool(stage.checkpointing))
     objective = stage.objective(module)
-    optimiser = optimiser_of(objective, stage.train.optimizer)
+    optimiser = optimiser_of(objective, stage.train.optimizer, precision=precision)
     set_rate(optimiser, stage.train.learning_rate)
     batch, number, applied = stage.batch(images), objective.start_step or 0, torch.tensor(True)
     decay = stage.train.weight_average_decay

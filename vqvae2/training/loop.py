@@ -82,7 +82,7 @@ def train(
     module = objective.module
     shard = shard_of(module, config.shard_optimizer, accelerator)
     average = WeightAverage(module, config.weight_average_decay, shard) if config.weight_average_decay else None
-    optimiser = optimiser_of(objective, config.optimizer, shard, config.decay)
+    optimiser = optimiser_of(objective, config.optimizer, shard, config.decay, accelerator.mixed_precision)
     best: Best | None = None
     logged: Metrics = {}  # means of the training metrics since the log line before the last
     sums: dict[str, Tensor] = {}  # sums of the metrics since the last log line, and the number of steps

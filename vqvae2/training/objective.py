@@ -112,7 +112,9 @@ class WeightsObjective(Generic[M]):
         return drawn.to(batch_indices.device)[batch_indices]
 
 
-def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE, weight_decay: float = 0.0) -> MuonAdam:
+def optimiser_of(
+    objective: Objective, optimizer: str, shard: Shard = WHOLE, weight_decay: float = 0.0, precision: str = "no"
+) -> MuonAdam:
     """The optimizer of the parameters that this process owns.
 
     Args:
@@ -120,6 +122,9 @@ def optimiser_of(objective: Objective, optimizer: str, shard: Shard = WHOLE, wei
         optimizer: the configuration's, adam or muon.
         shard: the parameters that this process updates.
         weight_decay: the configuration's.
+        precision: that of the forward pass, no, bf16 or fp16. With bf16, Muon's matrix products are in bf16, too.
     """
     matrices = objective.matrices if optimizer == "muon" else None
-    return build_optimiser(objective.module, objective.rate_factors, objective.betas, matrices, shard, weight_decay)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    module, factors = objective.module, objective.rate_factors
+    return build_optimiser(module, factors, objective.betas, matrices, shard, weight_decay, dtype)

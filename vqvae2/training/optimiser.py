@@ -19,6 +19,7 @@ def build_optimiser(
     matrices: Mapping[nn.Parameter, int] | None = None,
     shard: Shard = WHOLE,
     weight_decay: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> MuonAdam:
     """Fused Adam over the parameters that require a gradient, and Muon over `matrices`.
 
@@ -30,6 +31,7 @@ def build_optimiser(
             outputs of each are divided into; None: none.
         shard: the parameters that this process updates.
         weight_decay: share of themselves, times the learning rate, by which `matrices` shrink in each step.
+        dtype: dtype of Muon's matrix products; None: that of the weights.
     """
     groups: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
@@ -38,7 +40,13 @@ def build_optimiser(
             groups.setdefault((1.0 if parts else rate_factors.get(p, 1.0), parts), []).append(p)
     owned = groups or {(1.0, 0): []}  # with more processes than parameters, some have none
     parameters = [
-        {"params": ps, "rate_factor": factor, "matrices": parts, "weight_decay": weight_decay if parts else 0.0}
+        {
+            "params": ps,
+            "rate_factor": factor,
+            "matrices": parts,
+            "weight_decay": weight_decay if parts else 0.0,
+            "dtype": dtype,
+        }
         for (factor, parts), ps in owned.items()
     ]
     return MuonAdam(parameters, betas=betas, fused=True)
