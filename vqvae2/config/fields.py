@@ -158,7 +158,7 @@ class TrainConfig:
         gradient_accumulation_steps: Number of forward and backward passes per optimizer step in each process, 1 or
             more.
         mixed_precision: Precision of the forward pass: auto (bf16 where the CPU or GPU has instructions for it, else
-            no), no (float32), bf16 or fp16 (CUDA only).
+            no), no (float32), bf16 or fp16 (CUDA only). With bf16, Muon's matrix products are in bf16, too.
         weight_average_decay: Decay of the exponential moving average of the parameters that is exported, above 0 and
             below 1; null: export the parameters of the last step.
         compile: Whether the model is compiled with torch.compile: true or false.

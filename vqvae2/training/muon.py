@@ -25,8 +25,7 @@ class MuonAdam(torch.optim.Adam):
     output channels x all other dimensions. Where `matrices` is N, the output channels are divided into N equal parts,
     such as the values and the gates of a gated layer, and each part is a matrix of its own. The products of Gram
     matrices, which take most of the time, grow with the cube of the number of rows: two halves take a quarter of it.
-    The products run in the group's `dtype`, None: that of
-    the weights.
+    The products run in the group's `dtype`; None: that of the weights.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
