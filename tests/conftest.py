@@ -76,7 +76,8 @@ def command_of(
     if processes is not None:
         command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     if processes is not None and processes > 1:
-        command += ["--multi_gpu", "--main_process_port", str(20000 + os.getpid() % 20000)]
+        # below Linux's range of ports for outgoing connections, which begins at 32768
+        command += ["--multi_gpu", "--main_process_port", str(20000 + os.getpid() % 12000)]
     return [*command, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments], environment
 
 
